@@ -1,0 +1,91 @@
+"""What a valid argument is, said once. Each error names the argument, what was given and what was expected.
+
+Nothing here imports torch, so that `theory` stays light; tensors are asked through their own methods.
+"""
+
+import math
+import numbers
+
+import numpy as np
+
+
+def check_num_classes(num_classes, minimum=2):
+    """Return `num_classes` as an int if it is a whole number of at least `minimum`."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
+        raise TypeError(f"num_classes must be an int, got {num_classes!r} ({type(num_classes).__name__})")
+    if num_classes < minimum:
+        raise ValueError(f"num_classes must be at least {minimum}, got {num_classes}")
+    return int(num_classes)
+
+
+def check_number(value, name, low=-math.inf, high=math.inf):
+    """Return `value` as a float if it is one real number in [low, high]."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be one real number, got {value!r} ({type(value).__name__})")
+    if not low <= value <= high:  # false for NaN too
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+    return float(value)
+
+
+def check_array(values, name, low=-math.inf, high=math.inf):
+    """Return `values` as a float64 array if every entry is a real number in [low, high]."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be a real number or an array of them, got {values!r}")
+    if array.size == 0:
+        raise ValueError(f"{name} must hold at least one number, got an empty array")
+    array = array.astype(np.float64)
+    wrong = ~((array >= low) & (array <= high))  # true for NaN
+    if wrong.any():
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {array[wrong].flat[0]}")
+    return array
+
+
+def check_convention(convention):
+    """Return `convention` if the book knows it."""
+    if convention not in ("uniform", "others"):
+        raise ValueError(f"convention must be 'uniform' (α/K on every class) or 'others' (ε/(K−1) off the truth), got {convention!r}")
+    return convention
+
+
+def check_class_index(index, name, num_classes):
+    """Return `index` as an int if it names one of `num_classes` classes."""
+    if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {index!r} ({type(index).__name__})")
+    if not 0 <= index < num_classes:
+        raise ValueError(f"{name} must lie in [0, {num_classes - 1}] for num_classes = {num_classes}, got {index}")
+    return int(index)
+
+
+def check_labels(labels, num_classes, ignored=()):
+    """Raise unless `labels` (a torch tensor) holds class indices 0 … num_classes − 1, or values in `ignored`."""
+    if labels.is_floating_point() or labels.is_complex() or str(labels.dtype) == "torch.bool":
+        raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
+    if labels.numel() == 0:
+        raise ValueError(f"labels must hold at least one label, got an empty batch of shape {tuple(labels.shape)}")
+    wrong = (labels < 0) | (labels >= num_classes)
+    for value in ignored:
+        wrong &= labels != value
+    if wrong.any():
+        given = int(labels[wrong].reshape(-1)[0])
+        also = "".join(f", or {value} (ignored)" for value in ignored if not 0 <= value < num_classes)
+        raise ValueError(f"labels must lie in [0, {num_classes - 1}] for num_classes = {num_classes}{also}, got {given}")
+
+
+def check_logits(logits, labels):
+    """Raise unless `logits` is a float tensor of shape (*labels.shape, num_classes ≥ 2)."""
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got dtype {logits.dtype}")
+    if logits.ndim < 1 or tuple(logits.shape[:-1]) != tuple(labels.shape):
+        raise ValueError(
+            f"logits must have the shape of labels plus one last dimension of classes: "
+            f"got logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+        )
+    check_num_classes(logits.shape[-1])
+
+
+def check_finite(values, name):
+    """Raise if a tensor holds NaN or an infinity."""
+    bad = ~values.isfinite()
+    if bad.any():
+        raise ValueError(f"{name} must be finite, got {int(bad.sum())} of {values.numel()} entries NaN or infinite")

@@ -1,0 +1,68 @@
+"""Verdicts on claims, computed from intervals; and the numbers that the paper reports, with their source."""
+
+import tomllib
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from . import runs
+
+
+class Interval(NamedTuple):
+    """A mean over n seeds and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __format__(self, spec):
+        spec = spec or ".3f"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def mean_interval(values, confidence=0.95):
+    """Student's t interval for the mean of n ≥ 2 independent values (one a seed): mean ± t · s/√n.
+
+    Raises ValueError for fewer than two values, NaN, or confidence outside (0, 1).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"values must be at least two finite numbers, one a seed, got {values!r}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
+
+
+def paired_difference(treated, control, confidence=0.95):
+    """Interval of the mean of treated − control, where entry i of both comes from the same seed.
+
+    Pairing removes what the two share (split, initial weights, order), so far fewer seeds are needed.
+    """
+    treated, control = np.asarray(treated, dtype=np.float64), np.asarray(control, dtype=np.float64)
+    if treated.shape != control.shape:
+        raise ValueError(f"treated and control must be paired, got shapes {treated.shape} and {control.shape}")
+    return mean_interval(treated - control, confidence)
+
+
+def verdict(interval, claim):
+    """"supported", "contradicted" or "undetermined": does an interval of a difference lie on the claimed side of 0?
+
+    claim is "higher" (the difference is positive) or "lower" (negative).
+    """
+    if claim not in ("higher", "lower"):
+        raise ValueError(f"claim must be 'higher' or 'lower', got {claim!r}")
+    if interval.low <= 0 <= interval.high:
+        return "undetermined"
+    return "supported" if (interval.low > 0) == (claim == "higher") else "contradicted"
+
+
+def paper(table):
+    """One table of the paper's reported numbers, from data/paper.toml: a list of dicts, one a row."""
+    with open(runs.data_folder() / "paper.toml", "rb") as file:
+        tables = tomllib.load(file)
+    if table not in tables:
+        raise KeyError(f"data/paper.toml has no table {table!r}; it has {', '.join(tables)}")
+    return tables[table]

@@ -1,0 +1,157 @@
+"""The specs of the experiments, and the one way from a spec to a run."""
+
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from . import calibration, datasets, models, runs, targets, training
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that decides the outcome of one training run."""
+
+    experiment: str  # which experiment of the book it belongs to
+    preset: str  # live (trains in the cell), smoke, laptop or paper
+    dataset: str  # name in lsbook.datasets
+    train_examples: int  # how many examples to train on
+    hidden: tuple[int, ...]  # widths of the hidden layers
+    alpha: float  # label smoothing, uniform convention; 0 is hard targets
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.9  # Nesterov
+    weight_decay: float = 0.0  # L2 on all weights and biases, as torch.optim.SGD has it
+    dtype: str = "float64"
+    record_epochs: tuple[int, ...] = ()  # when to note metrics on both splits
+    seed: int = 0  # of the split, the initial weights and the order of examples
+
+    def as_dict(self):
+        """Plain types only, so that it equals its own JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+# Few training examples, so that there is something to overfit. Every epoch is three steps.
+DIGITS_FEW = Spec(
+    experiment="digits-few",
+    preset="live",
+    dataset="digits",
+    train_examples=150,
+    hidden=(64, 64),
+    alpha=0.0,
+    epochs=100,
+    batch_size=50,
+    learning_rate=0.1,
+    record_epochs=(0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100),
+)
+
+
+def variants(spec, **choices):
+    """Copies of `spec` for every combination of the choices, the last one varying fastest.
+
+    >>> [s.seed for s in variants(DIGITS_FEW, seed=range(3))]
+    [0, 1, 2]
+    """
+    specs = [spec]
+    for name, values in choices.items():
+        specs = [replace(s, **{name: value}) for s in specs for value in values]
+    return specs
+
+
+def smoothing_loss(alpha):
+    """The loss of an experiment on labels: native cross-entropy with smoothing α."""
+
+    # The data set's labels were checked when it was loaded, so the loop need not look at them again.
+    def loss(logits, batch):
+        return targets.smoothed_cross_entropy(logits, batch.labels, alpha, validate=False)
+
+    return loss
+
+
+def split_metrics(logits, labels):
+    """Accuracy, NLL and mean confidence of one split, as floats."""
+    logits, labels = logits.cpu().numpy(), labels.cpu().numpy()
+    return {
+        "accuracy": calibration.accuracy(logits, labels),
+        "nll": calibration.negative_log_likelihood(logits, labels),
+        "confidence": float(calibration.confidence(logits).mean()),
+    }
+
+
+def _record(data, epochs, epoch, model):
+    """Metrics of both splits at the epochs that the spec names."""
+    if epoch not in epochs:
+        return None
+    row = {"epoch": epoch}
+    for name, split in (("train", data.train), ("test", data.test)):
+        metrics = split_metrics(training.predict(model, split.inputs).logits, split.labels)
+        row |= {f"{name}_{key}": value for key, value in metrics.items()}
+    return row
+
+
+def _arrays(model, data):
+    """What is kept of a trained model: logits, labels and features of both splits, and the templates."""
+    arrays = {"head_weight": model.head.weight, "head_bias": model.head.bias}
+    for name, split in (("train", data.train), ("test", data.test)):
+        output = training.predict(model, split.inputs)
+        arrays |= {f"{name}_logits": output.logits, f"{name}_features": output.features, f"{name}_labels": split.labels}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+
+
+def train(spec, device=None):
+    """Train what `spec` asks for on `device` (default: the GPU if there is one) and return the `runs.Run`."""
+    device = device or training.default_device()
+    started = time.monotonic()
+    dtype = getattr(torch, spec.dtype)
+    data = getattr(datasets, spec.dataset)(spec.train_examples, spec.seed, dtype, device)
+    sizes = (data.train.inputs[0].numel(), *spec.hidden, data.num_classes)
+    model = models.build(sizes, spec.seed, dtype, device)
+    history = training.fit(
+        model,
+        data.train,
+        smoothing_loss(spec.alpha),
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        seed=spec.seed,
+        record=partial(_record, data, spec.record_epochs),
+        label=f"{spec.experiment} α={spec.alpha:g} seed {spec.seed}",
+    )
+    made_by = runs.provenance(device, time.monotonic() - started)
+    return runs.Run(spec.as_dict(), _arrays(model, data), history, made_by)
+
+
+def load_or_train(spec, folder=None, device=None):
+    """The run of `spec`: the stored one if `folder` holds it, else trained now (and stored if `folder` is given).
+
+    LSBOOK_RETRAIN=1 trains even where a run is stored.
+    """
+    stored = folder is not None and runs.is_stored(spec.as_dict(), folder)
+    if stored and os.environ.get("LSBOOK_RETRAIN") != "1":
+        return runs.load(spec.as_dict(), folder)
+    run = train(spec, device)
+    if folder is not None:
+        runs.save(run, folder)
+    return run
+
+
+def run_all(specs, folder=None, device=None):
+    """The runs of many specs, in their order, with a progress bar."""
+    return [load_or_train(spec, folder, device) for spec in training.progress_bar(specs, desc="runs")]
+
+
+def metric(runs_, name):
+    """One number of each run's last recorded epoch (such as "test_nll"), as an array."""
+    return np.array([run.history[-1][name] for run in runs_])
+
+
+def curve(runs_, name):
+    """(epochs (E,), values (runs, E)) of one recorded metric."""
+    epochs = np.array([row["epoch"] for row in runs_[0].history])
+    return epochs, np.array([[row[name] for row in run.history] for run in runs_])

@@ -1,0 +1,140 @@
+"""Drawing in the house style. Functions draw on given axes and return them; none calls show or sets global style.
+
+Only `use_house_style` changes matplotlib's settings, and only a notebook calls it, once, in its first cell.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+# Okabe and Ito's colours, told apart also by readers who see few hues; black last, for theory.
+BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+)
+INK = "#222222"
+HARD, SMOOTHED = RED, BLUE  # the two sides of the book keep their colours on every page
+CYCLE = (BLUE, RED, GREEN, ORANGE, PINK, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Large type on a small sheet: a figure 6.4 inches wide is shown 640 pixels wide at most, and at 350 on a phone.
+STYLE = {
+    "figure.figsize": (6.4, 3.8),
+    "figure.dpi": 140,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
+    "axes.titlesize": 13,
+    "axes.labelsize": 13,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+}
+
+
+class QuietFigure(Figure):
+    """A figure whose text form names its panels, so that stored outputs hold words instead of an object's address."""
+
+    def __repr__(self):
+        titles = [ax.get_title() or ax.get_ylabel() for ax in self.axes]
+        return "[figure: " + " | ".join(title for title in titles if title) + "]"
+
+
+def use_house_style():
+    """Set the book's style for all later figures of this session. Notebooks call it; the package never does."""
+    sns.set_theme(context="notebook", style="ticks", rc={**STYLE, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def subplots(nrows=1, ncols=1, height=3.8, width=6.4, **options):
+    """`matplotlib.pyplot.subplots` with a `QuietFigure`, `width` × `height` inches."""
+    return plt.subplots(nrows, ncols, figsize=(width, height), FigureClass=QuietFigure, **options)
+
+
+def alpha_colors(alphas):
+    """One colour for each smoothing strength: hard targets in their own, smoothed ones from light to dark blue."""
+    smoothed = [alpha for alpha in alphas if alpha > 0]
+    shades = sns.color_palette("blend:#7FC8F5,#003A63", n_colors=max(len(smoothed), 2))
+    return {alpha: HARD if alpha == 0 else shades[smoothed.index(alpha)] for alpha in alphas}
+
+
+def draw_bars(ax, values, color=SMOOTHED, labels=None, digits=3):
+    """Bars of a distribution over classes, each with its value on top."""
+    bars = ax.bar(range(len(values)), values, color=color, width=0.7)
+    ax.bar_label(bars, fmt=f"%.{digits}g", padding=2, fontsize=12)
+    ax.set_xticks(range(len(values)), labels or [str(k) for k in range(len(values))])
+    ax.set_ylim(0, 1.12)
+    return ax
+
+
+def draw_band(ax, x, values, color, label, marker=None):
+    """Mean over runs (rows of `values`) against x, with a band from the smallest to the largest run."""
+    values = np.asarray(values)
+    ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    ax.plot(x, values.mean(axis=0), color=color, label=label, marker=marker, markersize=5)
+    return ax
+
+
+def draw_intervals(ax, x, intervals, color=SMOOTHED, label=None):
+    """Means with their confidence intervals (`claims.Interval`) as error bars."""
+    mean = np.array([i.mean for i in intervals])
+    spread = np.array([[i.mean - i.low, i.high - i.mean] for i in intervals]).T
+    ax.errorbar(x, mean, yerr=spread, fmt="o", color=color, label=label, capsize=4, markersize=6, linewidth=2)
+    return ax
+
+
+class Table:
+    """A printed table: Markdown (with mathematics in headers) on a page, aligned text elsewhere."""
+
+    def __init__(self, columns, digits=3):
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"columns must be of one length, got {lengths}")
+        self.headers = list(columns)
+        self.rows = [[_cell(value, digits) for value in row] for row in zip(*columns.values(), strict=True)]
+        self.align = ["right" if _is_number(values[0]) else "left" for values in columns.values()]
+
+    def _render(self, form):
+        return tabulate(self.rows, self.headers, tablefmt=form, colalign=self.align, disable_numparse=True)
+
+    def __repr__(self):
+        return self._render("simple")
+
+    def _repr_markdown_(self):
+        return self._render("pipe")
+
+
+def _is_number(value):
+    return isinstance(value, (int, float, np.number)) or hasattr(value, "low")
+
+
+def _cell(value, digits):
+    """Whole numbers and words as they are, other numbers with `digits` decimals, intervals as mean [low, high]."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (float, np.floating)) or hasattr(value, "low"):
+        return f"{value:.{digits}f}".replace("inf", "∞")
+    return str(value)
+
+
+def table(columns, digits=3):
+    """A `Table` from a dict of columns (header → values of one length), numbers with `digits` decimals.
+
+    >>> table({"K": [2, 10], "gap": [2.944439, 4.510860]})
+      K    gap
+    ---  -----
+      2  2.944
+     10  4.511
+    """
+    return Table({name: list(values) for name, values in columns.items()}, digits)

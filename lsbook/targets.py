@@ -1,0 +1,164 @@
+"""Smoothed targets in each convention, and the loss against them.
+
+Three conventions are in use (see the chapter "Preliminaries"):
+
+- "uniform": α/K on every class, so the true class has 1 − α + α/K (the paper; PyTorch);
+- "others":  ε/(K−1) on every other class, so the true class has 1 − ε (Tensor2Tensor);
+- ε/(K−2):   "others" with one class, the padding, left out (OpenNMT): pass `padding_index`.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .checks import (
+    check_class_index,
+    check_convention,
+    check_finite,
+    check_labels,
+    check_logits,
+    check_num_classes,
+    check_number,
+)
+
+
+def _masses(amount, num_receivers, convention):
+    """(mass on the true class, mass on each other class) when `num_receivers` classes may receive mass."""
+    check_convention(convention)
+    if convention == "uniform":
+        alpha = check_number(amount, "alpha", 0, 1)
+        return 1 - alpha + alpha / num_receivers, alpha / num_receivers
+    # Beyond 1 − 1/K the true class would get less than the others: no longer a smoothed label.
+    epsilon = check_number(amount, "alpha (the epsilon of convention 'others')", 0, 1 - 1 / num_receivers)
+    return 1 - epsilon, epsilon / (num_receivers - 1)
+
+
+def _receivers(num_classes, padding_index):
+    """How many classes may receive mass: all of them, or all but the padding."""
+    if padding_index is None:
+        return check_num_classes(num_classes)
+    check_class_index(padding_index, "padding_index", check_num_classes(num_classes, minimum=3))
+    return num_classes - 1
+
+
+def smooth_labels(labels, num_classes, alpha, convention="uniform", *, padding_index=None, ignore_index=None, dtype=None):
+    """Smoothed targets y^LS = (1 − α) y + α/K, one row for each label.
+
+    Parameters
+    ----------
+    labels : integer tensor, array or list of any shape, class indices 0 … K−1
+    num_classes : K ≥ 2
+    alpha : smoothing strength in [0, 1]; with convention="others" it is ε in [0, 1 − 1/K]
+    convention : "uniform" (α/K on every class) or "others" (ε/(K−1) on every class but the true one)
+    padding_index : a class that never receives mass; rows labelled with it are all zero
+    ignore_index : a label (often −100) whose rows are all zero
+    dtype : floating type of the result (default: torch's default type)
+
+    Returns
+    -------
+    Tensor of shape (*labels.shape, num_classes); each row sums to 1, or to 0 where it is ignored.
+
+    Raises
+    ------
+    TypeError, ValueError : naming the argument, what was given and what was expected.
+
+    Source: Szegedy et al. (2016), section 7; Müller et al. (2019), section 1.
+
+    >>> smooth_labels([0], num_classes=4, alpha=0.4)
+    tensor([[0.7000, 0.1000, 0.1000, 0.1000]])
+    """
+    on, off = _masses(alpha, _receivers(num_classes, padding_index), convention)
+    labels = torch.as_tensor(labels)
+    ignored = [index for index in (padding_index, ignore_index) if index is not None]
+    check_labels(labels, num_classes, ignored)
+    labels = labels.long()  # uint8 labels would index as a mask
+    kept = torch.ones_like(labels, dtype=torch.bool)
+    for index in ignored:
+        kept &= labels != index
+    targets = torch.full((*labels.shape, num_classes), off, dtype=dtype or torch.get_default_dtype(), device=labels.device)
+    targets.scatter_(-1, torch.where(kept, labels, 0).unsqueeze(-1), on)
+    if padding_index is not None:
+        targets[..., padding_index] = 0
+    return targets * kept.unsqueeze(-1)
+
+
+def _checked(logits, labels, ignored, validate):
+    """Logits in at least float32 and labels as int64, after the checks."""
+    check_logits(logits, labels)
+    if validate:
+        check_labels(labels, logits.shape[-1], ignored)
+        check_finite(logits, "logits")
+        if ignored and all(bool((labels == index).all()) for index in ignored):
+            raise ValueError(f"labels must hold at least one label that counts, got only the ignored {ignored[0]}")
+    # Half precision cannot hold log-probabilities below −65,504 nor sum many of them: widen, as autocast does.
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return wide, labels.long()
+
+
+def smoothed_cross_entropy(
+    logits, labels, alpha, convention="uniform", *, weight=None, ignore_index=-100, reduction="mean", validate=True
+):
+    """Cross-entropy H(y^LS, softmax(logits)) in nats, by PyTorch's native loss.
+
+    H(y^LS, p) = (1 − α) H(y, p) + α H(u, p), with u uniform over the K classes.
+
+    Parameters
+    ----------
+    logits : float tensor (..., K); float16 and bfloat16 are widened to float32
+    labels : integer tensor (...), class indices, or `ignore_index`
+    alpha, convention : as in `smooth_labels`
+    weight : class weights (K,); note that PyTorch multiplies them into the smoothed target
+    ignore_index : label of positions that do not count
+    reduction : "mean" (over positions that count; weighted if `weight` is given), "sum" or "none"
+    validate : check the values of labels and logits; turn off in inner loops on a GPU, where looking costs a stall
+
+    Returns
+    -------
+    Scalar tensor, or shape (...) with reduction="none".
+
+    Raises
+    ------
+    TypeError, ValueError : naming the argument, what was given and what was expected.
+    """
+    num_classes = check_num_classes(logits.shape[-1]) if logits.ndim else 0
+    logits, labels = _checked(logits, labels, [ignore_index], validate)
+    _, off = _masses(alpha, num_classes, convention)
+    native = min(1.0, num_classes * off)  # the α of either convention; rounding may put it at 1 + 1e-16
+    loss = F.cross_entropy(
+        logits.reshape(-1, num_classes),
+        labels.reshape(-1),
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=native,
+        reduction=reduction,
+    )
+    return loss.reshape(labels.shape) if reduction == "none" else loss
+
+
+def sequence_cross_entropy(logits, labels, alpha, padding_index, convention="uniform", *, validate=True):
+    """Smoothed cross-entropy per non-padding token, in nats, with no target mass on the padding class.
+
+    (1/n) Σ_t [ (1 − α) (−log p_t[y_t]) + α/(V − 1) Σ_{k ≠ padding} (−log p_t[k]) ], n = number of non-padding tokens.
+
+    Parameters
+    ----------
+    logits : float tensor (..., V), vocabulary last
+    labels : integer tensor (...); positions equal to `padding_index` do not count
+    alpha, convention : as in `smooth_labels`; "others" here is ε/(V − 2), the convention of OpenNMT
+    padding_index : the padding's class index
+
+    Returns
+    -------
+    Scalar tensor.
+
+    Raises
+    ------
+    TypeError, ValueError : naming the argument, what was given and what was expected.
+    """
+    num_receivers = _receivers(logits.shape[-1], padding_index)
+    logits, labels = _checked(logits, labels, [padding_index], validate)
+    on, off = _masses(alpha, num_receivers, convention)
+    log_probs = logits.log_softmax(dim=-1)
+    log_prob_true = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    log_prob_receivers = log_probs.sum(dim=-1) - log_probs[..., padding_index]
+    loss = -(on - off) * log_prob_true - off * log_prob_receivers
+    return loss[labels != padding_index].mean()

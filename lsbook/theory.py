@@ -1,0 +1,112 @@
+"""Closed forms in float64. They never call `targets` or a loss: that theory and code agree is a result of the book.
+
+Every function takes numbers or numpy arrays and returns a float or an array of the same shape.
+"""
+
+import numpy as np
+from scipy.special import wrightomega
+
+from .checks import check_array, check_num_classes
+
+
+def _plain(array):
+    """A Python float for a scalar, else the array."""
+    return float(array) if np.ndim(array) == 0 else array
+
+
+def epsilon_from_alpha(alpha, num_classes):
+    """ε = α (K − 1)/K: the mass off the true class under α/K smoothing.
+
+    >>> round(epsilon_from_alpha(0.1, 10), 12)
+    0.09
+    """
+    classes = check_num_classes(num_classes)
+    return _plain(check_array(alpha, "alpha", 0, 1) * ((classes - 1) / classes))
+
+
+def alpha_from_epsilon(epsilon, num_classes):
+    """α = ε K/(K − 1), for ε in [0, 1 − 1/K]: the inverse of `epsilon_from_alpha`.
+
+    >>> round(alpha_from_epsilon(0.09, 10), 12)
+    0.1
+    """
+    classes = check_num_classes(num_classes)
+    epsilon = check_array(epsilon, "epsilon", 0, 1 - 1 / classes)
+    return _plain(np.minimum(epsilon / ((classes - 1) / classes), 1.0))  # the minimum undoes rounding only
+
+
+def optimal_gap(alpha, num_classes):
+    """Gap z_y − z_j = ln(1 + K (1 − α)/α) of the logits that minimise the smoothed cross-entropy, in nats.
+
+    alpha in [0, 1] (number or array), num_classes K ≥ 2. Infinite at α = 0, zero at α = 1.
+    For convention "others" use optimal_gap(alpha_from_epsilon(ε, K), K) = ln((1 − ε)(K − 1)/ε).
+
+    >>> round(optimal_gap(0.1, 10), 3)
+    4.511
+    """
+    alpha = check_array(alpha, "alpha", 0, 1)
+    with np.errstate(divide="ignore"):  # log 0 = −inf is meant at both ends
+        log_ratio = np.log(check_num_classes(num_classes)) + np.log1p(-alpha) - np.log(alpha)
+    return _plain(np.logaddexp(0.0, log_ratio))  # ln(1 + e^r), which neither overflows nor cancels
+
+
+def alpha_from_gap(gap, num_classes):
+    """α = K/(e^g + K − 1): the smoothing whose optimal gap is g ≥ 0. The inverse of `optimal_gap`."""
+    classes = check_num_classes(num_classes)
+    decay = np.exp(-check_array(gap, "gap", 0))
+    return _plain(classes * decay / (1 + (classes - 1) * decay))
+
+
+def optimal_probs(alpha, num_classes):
+    """(p_true, p_other) = (1 − α + α/K, α/K): the softmax at the optimum, equal to the target.
+
+    Written through the gap, as e^g/(e^g + K − 1) and 1/(e^g + K − 1), so that it is not the target by definition.
+    """
+    classes = check_num_classes(num_classes)
+    decay = np.exp(-np.asarray(optimal_gap(alpha, classes)))
+    total = 1 + (classes - 1) * decay
+    return _plain(1 / total), _plain(decay / total)
+
+
+def loss_floor(alpha, num_classes):
+    """Lowest possible smoothed cross-entropy: the entropy of y^LS, in nats. Zero at α = 0, ln K at α = 1."""
+    classes = check_num_classes(num_classes)
+    alpha = check_array(alpha, "alpha", 0, 1)
+    missing = alpha * ((classes - 1) / classes)  # 1 − p_true, exact also for tiny α
+    with np.errstate(divide="ignore", invalid="ignore"):
+        others = np.where(alpha > 0, missing * (np.log(classes) - np.log(alpha)), 0.0)
+    return _plain(others - (1 - missing) * np.log1p(-missing))
+
+
+def collapsed_teacher_alpha(alpha, num_classes, temperature):
+    """α_T = K/(e^{g/T} + K − 1): what a collapsed smoothed teacher teaches at temperature T.
+
+    A teacher that has reached its optimal gap g on every example, softened by T, gives exactly the
+    targets of label smoothing with α_T. alpha in [0, 1], temperature T > 0 (numbers or arrays).
+
+    >>> [round(collapsed_teacher_alpha(0.1, 10, t), 3) for t in (1, 2, 4)]
+    [0.1, 0.539, 0.827]
+    """
+    temperature = check_array(temperature, "temperature", np.nextafter(0, 1))
+    return alpha_from_gap(np.asarray(optimal_gap(alpha, num_classes)) / temperature, num_classes)
+
+
+def hessian_eigenvalues(alpha, num_classes):
+    """Eigenvalues (along the gap, across the wrong classes) of diag(p) − p pᵀ at the optimum: (K a b, b).
+
+    a = p_true, b = p_other. The third eigenvalue is 0, for the free offset. K = 2 has no "across".
+    """
+    p_true, p_other = optimal_probs(alpha, num_classes)
+    return _plain(num_classes * np.asarray(p_true) * p_other), p_other
+
+
+def hard_target_gap(time, num_classes):
+    """Gap after `time` of gradient flow on one example with a hard target, from equal logits.
+
+    Solves e^g + (K − 1) g = 1 + K t, so g = ln(K t) + o(1): it grows like the logarithm of time, without end.
+    With learning rate η, t = η × steps.
+    """
+    classes = check_num_classes(num_classes)
+    wrong = classes - 1
+    scaled = (1 + classes * check_array(time, "time", 0)) / wrong
+    return _plain(np.log(wrong * wrightomega(scaled - np.log(wrong))))
