@@ -9,11 +9,16 @@ import numbers
 import numpy as np
 
 
+def check_int(value, name):
+    """Return `value` as an int if it is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    return int(value)
+
+
 def check_num_classes(num_classes, minimum=2):
     """Return `num_classes` as an int if it is a whole number of at least `minimum`."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
-        raise TypeError(f"num_classes must be an int, got {num_classes!r} ({type(num_classes).__name__})")
-    if num_classes < minimum:
+    if check_int(num_classes, "num_classes") < minimum:
         raise ValueError(f"num_classes must be at least {minimum}, got {num_classes}")
     return int(num_classes)
 
@@ -29,7 +34,10 @@ def check_number(value, name, low=-math.inf, high=math.inf):
 
 def check_array(values, name, low=-math.inf, high=math.inf):
     """Return `values` as a float64 array if every entry is a real number in [low, high]."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of uneven length
+        raise ValueError(f"{name} must be a real number or an array of them, got {values!r}") from error
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be a real number or an array of them, got {values!r}")
     if array.size == 0:
@@ -44,36 +52,49 @@ def check_array(values, name, low=-math.inf, high=math.inf):
 def check_convention(convention):
     """Return `convention` if the book knows it."""
     if convention not in ("uniform", "others"):
-        raise ValueError(f"convention must be 'uniform' (α/K on every class) or 'others' (ε/(K−1) off the truth), got {convention!r}")
+        raise ValueError(
+            f"convention must be 'uniform' (α/K on every class) or 'others' (ε/(K−1) off the truth), got {convention!r}"
+        )
     return convention
 
 
 def check_class_index(index, name, num_classes):
     """Return `index` as an int if it names one of `num_classes` classes."""
-    if isinstance(index, bool) or not isinstance(index, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {index!r} ({type(index).__name__})")
-    if not 0 <= index < num_classes:
+    if not 0 <= check_int(index, name) < num_classes:
         raise ValueError(f"{name} must lie in [0, {num_classes - 1}] for num_classes = {num_classes}, got {index}")
     return int(index)
 
 
+def check_tensor(values, name):
+    """Raise unless `values` is a torch tensor."""
+    if not hasattr(values, "is_floating_point"):
+        raise TypeError(f"{name} must be a torch tensor, got {values!r:.80} ({type(values).__name__})")
+
+
 def check_labels(labels, num_classes, ignored=()):
-    """Raise unless `labels` (a torch tensor) holds class indices 0 … num_classes − 1, or values in `ignored`."""
-    if labels.is_floating_point() or labels.is_complex() or str(labels.dtype) == "torch.bool":
-        raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
+    """Return `labels` as an int64 tensor if it holds class indices 0 … num_classes − 1, or values in `ignored`."""
+    check_tensor(labels, "labels")
     if labels.numel() == 0:
         raise ValueError(f"labels must hold at least one label, got an empty batch of shape {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or str(labels.dtype) == "torch.bool":
+        raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
+    labels = labels.long()  # before any comparison: a uint8 tensor cannot tell −100 from 156, nor 32,000 from 0
     wrong = (labels < 0) | (labels >= num_classes)
     for value in ignored:
         wrong &= labels != value
     if wrong.any():
         given = int(labels[wrong].reshape(-1)[0])
         also = "".join(f", or {value} (ignored)" for value in ignored if not 0 <= value < num_classes)
-        raise ValueError(f"labels must lie in [0, {num_classes - 1}] for num_classes = {num_classes}{also}, got {given}")
+        raise ValueError(
+            f"labels must lie in [0, {num_classes - 1}] for num_classes = {num_classes}{also}, got {given}"
+        )
+    return labels
 
 
 def check_logits(logits, labels):
-    """Raise unless `logits` is a float tensor of shape (*labels.shape, num_classes ≥ 2)."""
+    """Raise unless `logits` is a float tensor of shape ``(*labels.shape, num_classes)``, num_classes ≥ 2."""
+    check_tensor(logits, "logits")
+    check_tensor(labels, "labels")
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got dtype {logits.dtype}")
     if logits.ndim < 1 or tuple(logits.shape[:-1]) != tuple(labels.shape):
@@ -82,6 +103,15 @@ def check_logits(logits, labels):
             f"got logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
         )
     check_num_classes(logits.shape[-1])
+
+
+def check_weight(weight, num_classes):
+    """Raise unless `weight` is a float tensor with one entry for each class."""
+    check_tensor(weight, "weight")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating point, got dtype {weight.dtype}")
+    if tuple(weight.shape) != (num_classes,):
+        raise ValueError(f"weight must have shape ({num_classes},), one entry a class, got {tuple(weight.shape)}")
 
 
 def check_finite(values, name):

@@ -19,7 +19,9 @@ def _parser():
     books.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all of chapters/ and appendix/)")
     books.add_argument("--no-run", action="store_true", help="normalise only, do not execute")
     books.add_argument("--check", action="store_true", help="exit with 1 if a notebook was not in its committed form")
-    books.add_argument("--stamp", default="", metavar="OWNER/NAME", help="write this GitHub repository into the set-up cells")
+    books.add_argument(
+        "--stamp", default="", metavar="OWNER/NAME", help="write this GitHub repository into the set-up cells"
+    )
     return parser
 
 
@@ -28,7 +30,9 @@ def _notebooks(args):
 
     paths = args.paths or notebooks.find_notebooks()
     if not paths:
-        raise FileNotFoundError("no notebooks below ./chapters and ./appendix: run this in the book's folder, or name them")
+        raise FileNotFoundError(
+            "no notebooks below ./chapters and ./appendix: run this in the book's folder, or name them"
+        )
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"no notebook {path}")

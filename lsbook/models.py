@@ -36,6 +36,6 @@ class FullyConnected(nn.Module):
 def build(sizes, seed, dtype=torch.float64, device="cpu"):
     """A `FullyConnected` net whose initial weights depend on `seed` alone, not on the device or on earlier draws."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reset a GPU's too
         model = FullyConnected(sizes)
     return model.to(device=device, dtype=dtype)

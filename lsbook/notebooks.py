@@ -7,16 +7,16 @@ times, kernel versions. Cell ids come from the cells' text, so running it twice 
 import hashlib
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 
-SETUP_CELL = '''\
+SETUP_CELL = """\
 # Set-up for Google Colab. Does nothing anywhere else.
 import sys
 
 if "google.colab" in sys.modules:
-    import os, subprocess
+    import os
+    import subprocess
 
     def shell(command):
         subprocess.run(command, shell=True, check=True)
@@ -28,7 +28,8 @@ if "google.colab" in sys.modules:
     shell("pip list --format=freeze | grep -E '^(torch|numpy)==' > /tmp/keep.txt")
     shell("pip install -q -c /tmp/keep.txt -e /content/book")
     sys.path.insert(0, "/content/book")
-    os.chdir("/content/book/chapters")'''
+    os.chdir("/content/book/chapters")"""
+
 
 def setup_cell(repository=""):
     """Source of the first code cell of every chapter, with "owner/name" written in if given.
@@ -79,10 +80,12 @@ def execute(notebook, folder, timeout=600):
     """
     from nbclient import NotebookClient
 
-    os.environ["LSBOOK_PROGRESS"] = "0"  # no progress bars in stored outputs; the kernel inherits it
     root = str(Path(__file__).parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources)
+    # The kernel's environment alone, not this process's. No progress bars in stored outputs.
+    client.execute(env={**os.environ, "LSBOOK_PROGRESS": "0", "PYTHONPATH": path})
     return notebook
 
 
@@ -104,11 +107,11 @@ def update(path, run=True, repository=""):
     return after != before
 
 
-def update_all(paths, run=True, repository="", out=sys.stdout):
+def update_all(paths, run=True, repository=""):
     """Update each notebook and print a line about it. Returns the paths that changed."""
     changed = []
     for path in paths:
         if update(path, run, repository):
             changed.append(path)
-        print(f"{'changed' if path in changed else 'as it was'}: {path}", file=out, flush=True)
+        print(f"{'changed' if path in changed else 'as it was'}: {path}", flush=True)
     return changed

@@ -9,6 +9,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from . import theory
+
 # Okabe and Ito's colours, told apart also by readers who see few hues; black last, for theory.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
     "#0072B2",
@@ -48,8 +50,10 @@ class QuietFigure(Figure):
     """A figure whose text form names its panels, so that stored outputs hold words instead of an object's address."""
 
     def __repr__(self):
-        titles = [ax.get_title() or ax.get_ylabel() for ax in self.axes]
+        titles = [ax.get_title() or ax.get_ylabel() or ax.get_xlabel() for ax in self.axes]
         return "[figure: " + " | ".join(title for title in titles if title) + "]"
+
+    __str__ = __repr__
 
 
 def use_house_style():
@@ -94,6 +98,39 @@ def draw_intervals(ax, x, intervals, color=SMOOTHED, label=None):
     return ax
 
 
+def draw_stacked(ax, names, parts):
+    """Horizontal bars, one a name, each stacked from `parts` (label → values of all names)."""
+    left = np.zeros(len(names))
+    for (label, values), color, hatch in zip(parts.items(), (ORANGE, BLUE, GREEN), ("", "//", ".."), strict=False):
+        ax.barh(names, values, left=left, color=color, hatch=hatch, edgecolor="white", label=label)
+        left = left + np.asarray(values)
+    ax.invert_yaxis()
+    return ax
+
+
+def draw_curves(ax, x, curves, colors=CYCLE, markers=MARKERS):
+    """Lines against x, one a label of `curves`, told apart by colour and by marker or (markers=None) dashes."""
+    dashes = ("-", "--", "-.", ":")
+    for k, (label, values) in enumerate(curves.items()):
+        look = {"marker": markers[k], "markersize": 5} if markers else {"linestyle": dashes[k % 4]}
+        ax.plot(x, values, color=colors[k], label=label, **look)
+    return ax
+
+
+def log_axis(ax, ticks, labels=None, **options):
+    """A logarithmic horizontal axis that shows these ticks and no others."""
+    ax.set_xscale("log")
+    ax.minorticks_off()
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks] if labels is None else labels, **options)
+    return ax
+
+
+def draw_zero(ax, value=0):
+    """A thin reference line across the panel."""
+    ax.axhline(value, color=INK, linewidth=1)
+    return ax
+
+
 class Table:
     """A printed table: Markdown (with mathematics in headers) on a page, aligned text elsewhere."""
 
@@ -129,7 +166,7 @@ def _cell(value, digits):
 
 
 def table(columns, digits=3):
-    """A `Table` from a dict of columns (header → values of one length), numbers with `digits` decimals.
+    """A `Table` from a dict of columns (header → list, array or tensor), numbers with `digits` decimals.
 
     >>> table({"K": [2, 10], "gap": [2.944439, 4.510860]})
       K    gap
@@ -137,4 +174,59 @@ def table(columns, digits=3):
       2  2.944
      10  4.511
     """
-    return Table({name: list(values) for name, values in columns.items()}, digits)
+    plain = {name: values.tolist() if hasattr(values, "tolist") else list(values) for name, values in columns.items()}
+    return Table(plain, digits)
+
+
+def draw_named(ax, x, values, name, color, at=-1, shift=(6, 0), **options):
+    """A line with its name in its own colour beside its point number `at`, moved by `shift` points."""
+    ax.plot(x, values, color=color, **options)
+    side = {"ha": "right" if shift[0] < 0 else "left" if shift[0] > 0 else "center", "va": "center"}
+    ax.annotate(name, (x[at], values[at]), xytext=shift, textcoords="offset points", color=color, fontsize=12, **side)
+    return ax
+
+
+def draw_loss_over_gap(ax, alpha, num_classes, gaps):
+    """Loss against the gap for the hard and the smoothed target, with the smoothed optimum and its floor."""
+    hard, smoothed = (theory.loss_at_gap(gaps, a, num_classes) for a in (0, alpha))
+    best, floor = theory.optimal_gap(alpha, num_classes), theory.loss_floor(alpha, num_classes)
+    ax.axhline(floor, color=SMOOTHED, linewidth=1, linestyle=":")
+    draw_named(ax, gaps, hard, "hard", HARD, shift=(0, 10), linestyle="--")
+    draw_named(ax, gaps, smoothed, "smoothed", SMOOTHED, at=len(gaps) * 3 // 4, shift=(0, 20))
+    ax.plot(best, floor, "o", color=SMOOTHED, markersize=9)
+    words = f"optimum {best:.2f}\nfloor {floor:.3f}"
+    ax.annotate(words, (best, floor), xytext=(0, 46), textcoords="offset points", ha="center", fontsize=12)
+    ax.set(xlabel="gap (nats)", ylabel="loss (nats)", ylim=(0, np.ceil(np.log(num_classes) + 2)))
+    return ax
+
+
+def draw_target_and_optimum(ax, alpha, num_classes, temperature):
+    """Paired bars: the smoothed target, and the softmax of the optimal logits divided by the temperature."""
+    gap = theory.optimal_gap(alpha, num_classes)
+    groups = ["true\nclass", "each\nother", "all\nothers"]
+    for shift, color, hatch, name, strength in (
+        (-0.2, SMOOTHED, "", "target", alpha),
+        (0.2, ORANGE, "//", f"optimum, $T = {temperature:g}$", theory.alpha_from_gap(gap / temperature, num_classes)),
+    ):
+        p_true, p_other = theory.optimal_probs(strength, num_classes)
+        values = [p_true, p_other, (num_classes - 1) * p_other]
+        place = np.arange(3) + shift
+        bars = ax.bar(place, values, 0.4, color=color, hatch=hatch, edgecolor="white", label=name)
+        ax.bar_label(bars, fmt="%.2g", padding=2, fontsize=11)
+    ax.set_xticks(range(3), groups)
+    ax.set(ylabel="probability", ylim=(0, 1.08))
+    ax.legend(loc="upper right")
+    return ax
+
+
+def draw_histogram(ax, values, bins, color, name=None, shift=(0, 8)):
+    """Outline and light filling of a density histogram, with its name above its peak."""
+    height, edges = np.histogram(values, bins, density=False)
+    height = height / (np.size(values) * np.diff(edges))  # a density of all values, also of those beyond the bins
+    ax.stairs(height, edges, color=color, fill=True, alpha=0.25)
+    ax.stairs(height, edges, color=color, linewidth=2)
+    if name:
+        peak = height.argmax()
+        place = (edges[peak : peak + 2].mean(), height[peak])
+        ax.annotate(name, place, xytext=shift, textcoords="offset points", color=color, ha="center", fontsize=12)
+    return ax

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -95,15 +95,16 @@ def save(run, folder):
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = to_bytes({name: np.ascontiguousarray(array) for name, array in run.arrays.items()})
+    arrays = to_bytes({name: np.asarray(array, order="C") for name, array in run.arrays.items()})
     record = {
         "spec": run.spec,
         "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
         "history": run.history,
         "provenance": run.provenance,
     }
-    _write(folder / f"{run.name}.safetensors", arrays)
     path = folder / f"{run.name}.json"
+    path.unlink(missing_ok=True)  # an older run of this name must not stand beside new arrays
+    _write(path.with_suffix(".safetensors"), arrays)
     _write(path, json.dumps(record, indent=1, sort_keys=True).encode())
     return path
 
@@ -126,11 +127,13 @@ def load(spec, folder):
     try:
         record = json.loads(path.read_bytes())
         arrays = path.with_suffix(".safetensors").read_bytes()
-        digest, stored_spec = record["arrays_sha256"], record["spec"]
-    except (OSError, ValueError, KeyError) as error:
+        digest, run = record["arrays_sha256"], Run(record["spec"], {}, record["history"], record["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedRunError(f"the stored run {path} is incomplete ({error}); delete it and train it again") from error
     if hashlib.sha256(arrays).hexdigest() != digest:
-        raise DamagedRunError(f"the arrays beside {path} do not have the SHA-256 that it names; delete it and train it again")
-    if stored_spec != spec:
+        raise DamagedRunError(
+            f"the arrays beside {path} do not have the SHA-256 that it names; delete it and train it again"
+        )
+    if run.spec != spec:
         raise DamagedRunError(f"the stored run {path} was made from another spec than its name says")
-    return Run(spec, from_bytes(arrays), record["history"], record["provenance"])
+    return replace(run, arrays=from_bytes(arrays))

@@ -14,10 +14,12 @@ from .checks import (
     check_class_index,
     check_convention,
     check_finite,
+    check_int,
     check_labels,
     check_logits,
     check_num_classes,
     check_number,
+    check_weight,
 )
 
 
@@ -40,7 +42,17 @@ def _receivers(num_classes, padding_index):
     return num_classes - 1
 
 
-def smooth_labels(labels, num_classes, alpha, convention="uniform", *, padding_index=None, ignore_index=None, dtype=None):
+def _tensor(labels):
+    """Labels given as a tensor, array or list, as a tensor."""
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be an integer tensor, array or list, got {labels!r:.80}") from error
+
+
+def smooth_labels(
+    labels, num_classes, alpha, convention="uniform", *, padding_index=None, ignore_index=None, dtype=None
+):
     """Smoothed targets y^LS = (1 − α) y + α/K, one row for each label.
 
     Parameters
@@ -55,7 +67,7 @@ def smooth_labels(labels, num_classes, alpha, convention="uniform", *, padding_i
 
     Returns
     -------
-    Tensor of shape (*labels.shape, num_classes); each row sums to 1, or to 0 where it is ignored.
+    Tensor of shape ``(*labels.shape, num_classes)``; each row sums to 1, or to 0 where it is ignored.
 
     Raises
     ------
@@ -67,14 +79,16 @@ def smooth_labels(labels, num_classes, alpha, convention="uniform", *, padding_i
     tensor([[0.7000, 0.1000, 0.1000, 0.1000]])
     """
     on, off = _masses(alpha, _receivers(num_classes, padding_index), convention)
-    labels = torch.as_tensor(labels)
-    ignored = [index for index in (padding_index, ignore_index) if index is not None]
-    check_labels(labels, num_classes, ignored)
-    labels = labels.long()  # uint8 labels would index as a mask
+    dtype = dtype or torch.get_default_dtype()
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
+    named = {"padding_index": padding_index, "ignore_index": ignore_index}
+    ignored = [check_int(index, name) for name, index in named.items() if index is not None]
+    labels = check_labels(_tensor(labels), num_classes, ignored)
     kept = torch.ones_like(labels, dtype=torch.bool)
     for index in ignored:
         kept &= labels != index
-    targets = torch.full((*labels.shape, num_classes), off, dtype=dtype or torch.get_default_dtype(), device=labels.device)
+    targets = torch.full((*labels.shape, num_classes), off, dtype=dtype, device=labels.device)
     targets.scatter_(-1, torch.where(kept, labels, 0).unsqueeze(-1), on)
     if padding_index is not None:
         targets[..., padding_index] = 0
@@ -85,10 +99,10 @@ def _checked(logits, labels, ignored, validate):
     """Logits in at least float32 and labels as int64, after the checks."""
     check_logits(logits, labels)
     if validate:
-        check_labels(labels, logits.shape[-1], ignored)
+        labels = check_labels(labels, logits.shape[-1], [ignored])
         check_finite(logits, "logits")
-        if ignored and all(bool((labels == index).all()) for index in ignored):
-            raise ValueError(f"labels must hold at least one label that counts, got only the ignored {ignored[0]}")
+        if (labels == ignored).all():
+            raise ValueError(f"labels must hold at least one label that counts, got only the ignored {ignored}")
     # Half precision cannot hold log-probabilities below −65,504 nor sum many of them: widen, as autocast does.
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return wide, labels.long()
@@ -119,8 +133,11 @@ def smoothed_cross_entropy(
     ------
     TypeError, ValueError : naming the argument, what was given and what was expected.
     """
-    num_classes = check_num_classes(logits.shape[-1]) if logits.ndim else 0
-    logits, labels = _checked(logits, labels, [ignore_index], validate)
+    logits, labels = _checked(logits, labels, check_int(ignore_index, "ignore_index"), validate)
+    num_classes = logits.shape[-1]
+    if weight is not None:
+        check_weight(weight, num_classes)
+        weight = weight.to(logits.dtype)
     _, off = _masses(alpha, num_classes, convention)
     native = min(1.0, num_classes * off)  # the α of either convention; rounding may put it at 1 + 1e-16
     loss = F.cross_entropy(
@@ -154,11 +171,14 @@ def sequence_cross_entropy(logits, labels, alpha, padding_index, convention="uni
     ------
     TypeError, ValueError : naming the argument, what was given and what was expected.
     """
-    num_receivers = _receivers(logits.shape[-1], padding_index)
-    logits, labels = _checked(logits, labels, [padding_index], validate)
+    check_logits(logits, labels)
+    num_receivers = _receivers(logits.shape[-1], check_int(padding_index, "padding_index"))
+    logits, labels = _checked(logits, labels, padding_index, validate)
     on, off = _masses(alpha, num_receivers, convention)
     log_probs = logits.log_softmax(dim=-1)
     log_prob_true = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    log_prob_receivers = log_probs.sum(dim=-1) - log_probs[..., padding_index]
+    # Set to 0 before summing, not subtracted after: masked padding logits of −1e9 would leave no digits.
+    padding = torch.tensor(padding_index, device=logits.device)
+    log_prob_receivers = log_probs.index_fill(-1, padding, 0.0).sum(dim=-1)
     loss = -(on - off) * log_prob_true - off * log_prob_receivers
     return loss[labels != padding_index].mean()

@@ -4,9 +4,10 @@ Every function takes numbers or numpy arrays and returns a float or an array of 
 """
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import wrightomega
 
-from .checks import check_array, check_num_classes
+from .checks import check_array, check_num_classes, check_number
 
 
 def _plain(array):
@@ -87,8 +88,10 @@ def collapsed_teacher_alpha(alpha, num_classes, temperature):
     >>> [round(collapsed_teacher_alpha(0.1, 10, t), 3) for t in (1, 2, 4)]
     [0.1, 0.539, 0.827]
     """
-    temperature = check_array(temperature, "temperature", np.nextafter(0, 1))
-    return alpha_from_gap(np.asarray(optimal_gap(alpha, num_classes)) / temperature, num_classes)
+    temperature = check_array(temperature, "temperature", np.nextafter(0, 1), np.finfo(np.float64).max)
+    with np.errstate(over="ignore"):  # an infinite gap is meant for T → 0
+        gap = np.asarray(optimal_gap(alpha, num_classes)) / temperature
+    return alpha_from_gap(gap, num_classes)
 
 
 def hessian_eigenvalues(alpha, num_classes):
@@ -107,6 +110,58 @@ def hard_target_gap(time, num_classes):
     With learning rate η, t = η × steps.
     """
     classes = check_num_classes(num_classes)
-    wrong = classes - 1
-    scaled = (1 + classes * check_array(time, "time", 0)) / wrong
-    return _plain(np.log(wrong * wrightomega(scaled - np.log(wrong))))
+    time, wrong = check_array(time, "time", 0, 1e300), classes - 1
+    gap = np.log(wrong * wrightomega((1 + classes * time) / wrong - np.log(wrong)))
+    # Near 0 that logarithm has lost digits (it may even fall below 0): one Newton step gives them back.
+    near = np.where(gap < 1e-5, time, np.minimum(gap, 1.0))
+    step = (classes * time - np.expm1(near) - wrong * near) / (np.exp(near) + wrong)
+    return _plain(np.where(gap < 1, near + step, gap))
+
+
+def loss_at_gap(gap, alpha, num_classes):
+    """L(g) = ln(1 + (K − 1) e^{−g}) + α g (K − 1)/K: the smoothed loss where the true logit leads all others by g.
+
+    gap (any real number or array) and the loss in nats; alpha in [0, 1], where 0 is the hard target.
+    Its minimum over g is `loss_floor`, at `optimal_gap`.
+
+    >>> round(loss_at_gap(0.0, 0.1, 10), 3)  # ln 10
+    2.303
+    """
+    classes = check_num_classes(num_classes)
+    gap, alpha = check_array(gap, "gap"), check_array(alpha, "alpha", 0, 1)
+    return _plain(np.logaddexp(0.0, np.log(classes - 1) - gap) + alpha * ((classes - 1) / classes) * gap)
+
+
+def weighted_optimal_probs(targets, weight):
+    """p_k = w_k t_k / Σ_c w_c t_c: the softmax that minimises −Σ_k w_k t_k ln p_k, the loss with class weights.
+
+    targets (..., K) with non-negative entries, weight (K,) with positive ones.
+    Raises ValueError for other values or shapes.
+
+    >>> weighted_optimal_probs([0.95, 0.05], [0.01, 0.99]).round(3)
+    array([0.161, 0.839])
+    """
+    targets = check_array(targets, "targets", 0)
+    weight = check_array(weight, "weight", np.nextafter(0, 1))
+    if targets.ndim < 1 or weight.shape != targets.shape[-1:]:
+        raise ValueError(f"expected targets (..., K) and weight (K,), got {targets.shape} and {weight.shape}")
+    mass = weight * targets
+    return mass / mass.sum(axis=-1, keepdims=True)
+
+
+def penalised_gap(alpha, num_classes, strength):
+    """Gap that minimises smoothed cross-entropy + (λ/2) ‖z‖²: the g ≥ 0 with K/(e^g + K − 1) = α + λ g.
+
+    The penalty acts as extra smoothing λ g. alpha in [0, 1], strength λ ≥ 0 (numbers). At λ = 0 it is
+    `optimal_gap`; for λ > 0 it is finite even at α = 0.
+
+    >>> round(penalised_gap(0.1, 10, 0.01), 3)
+    4.124
+    """
+    classes, alpha = check_num_classes(num_classes), check_number(alpha, "alpha", 0, 1)
+    strength = check_number(strength, "strength", 0)
+    if strength == 0 or alpha == 1:
+        return optimal_gap(alpha, classes)
+    # At the root λ g < K e^{−g}, so beyond 1 it lies below ln(K/λ), even where the optimum without λ is infinite.
+    high = min(optimal_gap(alpha, classes), max(1.0, np.log(classes) - np.log(strength)))
+    return float(brentq(lambda gap: alpha_from_gap(gap, classes) - alpha - strength * gap, 0.0, high + 1, xtol=1e-14))

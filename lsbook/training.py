@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,17 @@ class Batch(NamedTuple):
 def default_device():
     """The GPU if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def threads(count):
+    """Let torch use `count` CPU threads inside a with block; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def show_progress():
@@ -43,7 +55,18 @@ def progress_bar(items, **options):
 
 
 def fit(
-    model, split, loss, *, epochs, batch_size, learning_rate, momentum=0.9, weight_decay=0.0, seed=0, record=None, label="training"
+    model,
+    split,
+    loss,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    momentum=0.9,
+    weight_decay=0.0,
+    seed=0,
+    record=None,
+    label="training",
 ):
     """Train `model` in place by SGD with Nesterov momentum; return the history.
 
@@ -64,7 +87,9 @@ def fit(
     """
     inputs, labels = split.inputs, split.labels
     if len(inputs) == 0 or len(inputs) != len(labels):
-        raise ValueError(f"expected as many labels as inputs, at least one: got {len(inputs)} inputs and {len(labels)} labels")
+        raise ValueError(
+            f"expected as many labels as inputs, at least one: got {len(inputs)} inputs and {len(labels)} labels"
+        )
     optimizer = torch.optim.SGD(
         model.parameters(), lr=learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
     )
@@ -98,3 +123,29 @@ def predict(model, inputs, batch_size=4096):
     parts = [model(part) for part in inputs.split(batch_size)]
     model.train(was_training)
     return type(parts[0])(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+class Descent(NamedTuple):
+    """Where gradient descent ended, and what was measured on the way: at the start and after every step."""
+
+    point: torch.Tensor
+    measured: torch.Tensor
+
+
+def descend(gradient, start, *, learning_rate, steps, measure=None):
+    """Plain gradient descent on a tensor: x ← x − η gradient(x), `steps` times; `start` is left as it is.
+
+    gradient : function from a tensor to one of its shape; torch.func.grad(loss) makes one by autograd
+    measure : function from the tensor to a number or tensor; stacked, its values have shape (steps + 1, …)
+
+    Raises FloatingPointError if the end is not finite.
+    """
+    point, measured = start.clone(), []
+    for step in range(steps + 1):
+        if step:
+            point = point - learning_rate * gradient(point)
+        if measure:
+            measured.append(torch.as_tensor(measure(point)))
+    if not point.isfinite().all():
+        raise FloatingPointError(f"gradient descent diverged; try a learning rate below {learning_rate:g}")
+    return Descent(point, torch.stack(measured) if measured else torch.empty(0))
