@@ -48,7 +48,7 @@ def paired_difference(treated, control, confidence=0.95):
 
 
 def verdict(interval, claim):
-    """ "supported", "contradicted" or "undetermined": does an interval of a difference lie on the claimed side of 0?
+    """Whether the interval of a difference lies on the claimed side of 0: supported, contradicted or undetermined.
 
     claim is "higher" (the difference is positive) or "lower" (negative).
     """

@@ -170,3 +170,24 @@ def curve(runs_, name):
 def logit_gaps(runs_, split):
     """`calibration.logit_gaps` of every run on "train" or "test": shape (runs, N, K − 1)."""
     return np.stack([calibration.logit_gaps(*run.logits_and_labels(split)) for run in runs_])
+
+
+def train_templates(split, alpha, logit_gradient, learning_rate=0.5, steps=500):
+    """Templates (D, K) of the linear classifier x @ W, by full-batch gradient descent from zero; and where they end.
+
+    logit_gradient : function (probs (N, K), targets (N, K)) → what to take for the gradient in the logits; the true
+        one is probs − targets. W then moves along its chain rule, xᵀ · logit_gradient / N.
+
+    Returns (W, training loss in nats, norm of the true gradient at W).
+    """
+    x, num_classes = split.inputs, int(split.labels.max()) + 1
+    t = targets.smooth_labels(split.labels, num_classes, alpha, dtype=x.dtype)
+    start = x.new_zeros(x.shape[1], num_classes)
+
+    def gradient(w):
+        return x.T @ logit_gradient((x @ w).softmax(1), t) / len(x)
+
+    end = training.descend(gradient, start, learning_rate=learning_rate, steps=steps).point
+    loss = targets.smoothed_cross_entropy(x @ end, split.labels, alpha)
+    true_gradient = x.T @ ((x @ end).softmax(1) - t) / len(x)
+    return end, loss.item(), true_gradient.norm().item()

@@ -24,7 +24,7 @@ if "google.colab" in sys.modules:
     repository = "" or input("GitHub repository of the book, as owner/name: ").strip()
     if not os.path.isdir("/content/book"):
         shell(f"git clone --depth 1 https://github.com/{repository} /content/book")
-    # Keep Colab's own torch and numpy: hold them at what is there while the rest installs.
+    # Hold Colab's own torch and numpy at what is there while the rest installs.
     shell("pip list --format=freeze | grep -E '^(torch|numpy)==' > /tmp/keep.txt")
     shell("pip install -q -c /tmp/keep.txt -e /content/book")
     sys.path.insert(0, "/content/book")

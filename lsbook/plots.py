@@ -26,10 +26,11 @@ HARD, SMOOTHED = RED, BLUE  # the two sides of the book keep their colours on ev
 CYCLE = (BLUE, RED, GREEN, ORANGE, PINK, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-# Large type on a small sheet: a figure 6.4 inches wide is shown 640 pixels wide at most, and at 350 on a phone.
+# Large type on a small sheet: a figure 5.6 inches wide is shown 560 pixels wide at most, and about 370 on a phone,
+# where 12 points are then still 11 pixels high.
 STYLE = {
-    "figure.figsize": (6.4, 3.8),
-    "figure.dpi": 140,
+    "figure.figsize": (5.6, 3.6),
+    "figure.dpi": 150,
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -61,7 +62,7 @@ def use_house_style():
     sns.set_theme(context="notebook", style="ticks", rc={**STYLE, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def subplots(nrows=1, ncols=1, height=3.8, width=6.4, **options):
+def subplots(nrows=1, ncols=1, height=3.6, width=5.6, **options):
     """`matplotlib.pyplot.subplots` with a `QuietFigure`, `width` × `height` inches."""
     return plt.subplots(nrows, ncols, figsize=(width, height), FigureClass=QuietFigure, **options)
 
@@ -100,8 +101,10 @@ def draw_intervals(ax, x, intervals, color=SMOOTHED, label=None):
 
 def draw_stacked(ax, names, parts):
     """Horizontal bars, one a name, each stacked from `parts` (label → values of all names)."""
-    left = np.zeros(len(names))
-    for (label, values), color, hatch in zip(parts.items(), (ORANGE, BLUE, GREEN), ("", "//", ".."), strict=False):
+    left, looks = np.zeros(len(names)), ((ORANGE, ""), (BLUE, "//"), (GREEN, ".."))
+    if len(parts) > len(looks):
+        raise ValueError(f"parts must be at most {len(looks)}, got {len(parts)}")
+    for (label, values), (color, hatch) in zip(parts.items(), looks, strict=False):
         ax.barh(names, values, left=left, color=color, hatch=hatch, edgecolor="white", label=label)
         left = left + np.asarray(values)
     ax.invert_yaxis()
@@ -136,8 +139,8 @@ class Table:
 
     def __init__(self, columns, digits=3):
         lengths = {name: len(values) for name, values in columns.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"columns must be of one length, got {lengths}")
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise ValueError(f"columns must be of one length, at least 1, got {lengths}")
         self.headers = list(columns)
         self.rows = [[_cell(value, digits) for value in row] for row in zip(*columns.values(), strict=True)]
         self.align = ["right" if _is_number(values[0]) else "left" for values in columns.values()]
@@ -178,11 +181,27 @@ def table(columns, digits=3):
     return Table(plain, digits)
 
 
+def write_at(ax, words, place, shift=(0, 0), color=INK):
+    """Words beside the point `place` of the data, moved by `shift` points, on a white ground."""
+    side = {"ha": "right" if shift[0] < 0 else "left" if shift[0] > 0 else "center", "va": "center"}
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    ax.annotate(words, place, xytext=shift, textcoords="offset points", color=color, fontsize=12, bbox=ground, **side)
+    return ax
+
+
 def draw_named(ax, x, values, name, color, at=-1, shift=(6, 0), **options):
     """A line with its name in its own colour beside its point number `at`, moved by `shift` points."""
     ax.plot(x, values, color=color, **options)
-    side = {"ha": "right" if shift[0] < 0 else "left" if shift[0] > 0 else "center", "va": "center"}
-    ax.annotate(name, (x[at], values[at]), xytext=shift, textcoords="offset points", color=color, fontsize=12, **side)
+    return write_at(ax, name, (x[at], values[at]), shift, color)
+
+
+def draw_gap_growth(ax, time, gaps, num_classes, color):
+    """Gaps of descent with a hard target against time (dots), the exact flow (line) and ln(K τ) (dashed)."""
+    fine = np.geomspace(time[0], time[-1], 200)
+    draw_named(ax, fine, theory.hard_target_gap(fine, num_classes), f"$K = {num_classes}$", color)
+    ax.plot(time, gaps, "o", color=color, markersize=5)
+    late = fine[num_classes * fine > 10]
+    ax.plot(late, np.log(num_classes * late), "--", color=color, linewidth=1.2)
     return ax
 
 
@@ -191,11 +210,10 @@ def draw_loss_over_gap(ax, alpha, num_classes, gaps):
     hard, smoothed = (theory.loss_at_gap(gaps, a, num_classes) for a in (0, alpha))
     best, floor = theory.optimal_gap(alpha, num_classes), theory.loss_floor(alpha, num_classes)
     ax.axhline(floor, color=SMOOTHED, linewidth=1, linestyle=":")
-    draw_named(ax, gaps, hard, "hard", HARD, shift=(0, 10), linestyle="--")
-    draw_named(ax, gaps, smoothed, "smoothed", SMOOTHED, at=len(gaps) * 3 // 4, shift=(0, 20))
+    draw_named(ax, gaps, hard, "hard target", HARD, at=len(gaps) * 5 // 6, shift=(0, 10), linestyle="--")
+    draw_named(ax, gaps, smoothed, f"smoothed, α = {alpha:g}", SMOOTHED, at=len(gaps) * 5 // 6, shift=(0, 22))
     ax.plot(best, floor, "o", color=SMOOTHED, markersize=9)
-    words = f"optimum {best:.2f}\nfloor {floor:.3f}"
-    ax.annotate(words, (best, floor), xytext=(0, 46), textcoords="offset points", ha="center", fontsize=12)
+    write_at(ax, f"optimal gap {best:.3f}\nfloor {floor:.3f}", (best, floor), (0, 44))
     ax.set(xlabel="gap (nats)", ylabel="loss (nats)", ylim=(0, np.ceil(np.log(num_classes) + 2)))
     return ax
 
@@ -203,30 +221,70 @@ def draw_loss_over_gap(ax, alpha, num_classes, gaps):
 def draw_target_and_optimum(ax, alpha, num_classes, temperature):
     """Paired bars: the smoothed target, and the softmax of the optimal logits divided by the temperature."""
     gap = theory.optimal_gap(alpha, num_classes)
-    groups = ["true\nclass", "each\nother", "all\nothers"]
-    for shift, color, hatch, name, strength in (
-        (-0.2, SMOOTHED, "", "target", alpha),
-        (0.2, ORANGE, "//", f"optimum, $T = {temperature:g}$", theory.alpha_from_gap(gap / temperature, num_classes)),
-    ):
+    softened = theory.alpha_from_gap(gap / temperature, num_classes)
+    bars = ((-0.2, SMOOTHED, "", "target", alpha), (0.2, ORANGE, "//", f"optimum at T = {temperature:g}", softened))
+    for shift, color, hatch, name, strength in bars:
         p_true, p_other = theory.optimal_probs(strength, num_classes)
         values = [p_true, p_other, (num_classes - 1) * p_other]
-        place = np.arange(3) + shift
-        bars = ax.bar(place, values, 0.4, color=color, hatch=hatch, edgecolor="white", label=name)
-        ax.bar_label(bars, fmt="%.2g", padding=2, fontsize=11)
-    ax.set_xticks(range(3), groups)
+        drawn = ax.bar(np.arange(3) + shift, values, 0.4, color=color, hatch=hatch, edgecolor="white", label=name)
+        ax.bar_label(drawn, fmt="%.3f", padding=2, fontsize=12)
+    ax.set_xticks(range(3), ["the true class", "each other class", "all others"])
     ax.set(ylabel="probability", ylim=(0, 1.08))
     ax.legend(loc="upper right")
     return ax
 
 
-def draw_histogram(ax, values, bins, color, name=None, shift=(0, 8)):
-    """Outline and light filling of a density histogram, with its name above its peak."""
-    height, edges = np.histogram(values, bins, density=False)
-    height = height / (np.size(values) * np.diff(edges))  # a density of all values, also of those beyond the bins
+def draw_histogram(ax, values, bins, color, name=None, shift=(0, 10)):
+    """Outline and light filling of a histogram, with its name above its peak; a density also of what lies outside."""
+    counts, edges = np.histogram(values, bins)
+    height = counts / (np.size(values) * np.diff(edges))
     ax.stairs(height, edges, color=color, fill=True, alpha=0.25)
     ax.stairs(height, edges, color=color, linewidth=2)
     if name:
         peak = height.argmax()
-        place = (edges[peak : peak + 2].mean(), height[peak])
-        ax.annotate(name, place, xytext=shift, textcoords="offset points", color=color, ha="center", fontsize=12)
+        write_at(ax, name, (edges[peak : peak + 2].mean(), height[peak]), shift)
     return ax
+
+
+def draw_gap_histograms(ax, gaps, num_classes, bins):
+    """Histograms of the gaps of several strengths (alpha → values), with each optimal gap as a dashed line."""
+    for alpha, color in alpha_colors(list(gaps)).items():
+        if alpha > 0:
+            ax.axvline(theory.optimal_gap(alpha, num_classes), color=color, linestyle="--", linewidth=1.3)
+        draw_histogram(ax, gaps[alpha], bins, color, f"α = {alpha:g}" if alpha > 0 else None)
+    write_at(ax, "hard targets →", (bins[-1], 0), (-4, 26), HARD)
+    ax.set(xlim=bins[[0, -1]], ylim=(0, 1.25 * ax.dataLim.y1), yticks=[], ylabel="density")
+    return ax
+
+
+def draw_convergence(ax, distance, num_classes):
+    """Distance to the target against steps (η = 1), and what theory says (dashed), for several smoothing strengths.
+
+    distance: alpha → values after 0, 1, 2 … steps
+    """
+    for alpha, color in alpha_colors(list(distance)).items():
+        steps = np.flatnonzero(distance[alpha] > 1e-11)  # below lies rounding
+        values = distance[alpha][steps]
+        ax.plot(steps, values, color=color, linewidth=2.5)
+        middle, factor = len(steps) // 2, 1 - theory.hessian_eigenvalues(alpha, num_classes)[0]
+        crawl, line = (num_classes - 1) / (num_classes * steps[1:]), values[middle] * factor ** (steps[1:] - middle)
+        ax.plot(steps[1:], line if alpha else crawl, "--", color=INK, linewidth=1.2)
+        named = len(steps) * 4 // 5
+        write_at(ax, f"α = {alpha:g}" if alpha else "hard target", (steps[named], values[named]), (9, 10))
+    return ax
+
+
+def table_of_rows(names, rows, digits=3):
+    """A `Table` from the names of its columns and its rows."""
+    return table(dict(zip(names, zip(*rows, strict=True), strict=True)), digits)
+
+
+def in_powers(values, below=0.0):
+    """Positive numbers as text with two digits and a power of ten; "< …" where one is smaller than `below`.
+
+    What lies below is rounding, and differs from machine to machine.
+
+    >>> in_powers([0.02, 3e-14], below=1e-11)
+    ['2.0e-02', '< 1e-11']
+    """
+    return [f"{value:.1e}" if value >= below else f"< {below:.0e}" for value in np.asarray(values)]

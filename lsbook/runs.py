@@ -83,6 +83,7 @@ def _write(path, data):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # a temporary file is for its maker's eyes only; a run is for the whole lab
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)

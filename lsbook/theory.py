@@ -129,7 +129,9 @@ def loss_at_gap(gap, alpha, num_classes):
     """
     classes = check_num_classes(num_classes)
     gap, alpha = check_array(gap, "gap"), check_array(alpha, "alpha", 0, 1)
-    return _plain(np.logaddexp(0.0, np.log(classes - 1) - gap) + alpha * ((classes - 1) / classes) * gap)
+    with np.errstate(invalid="ignore"):  # 0 · ∞: a hard target does not pull an infinite gap back
+        pull = np.where(alpha > 0, alpha * ((classes - 1) / classes) * gap, 0.0)
+    return _plain(np.logaddexp(0.0, np.log(classes - 1) - gap) + pull)
 
 
 def weighted_optimal_probs(targets, weight):

@@ -1,0 +1,103 @@
+"""The checks by themselves; through the functions that use them they are tested in test_targets and test_theory."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from lsbook import checks
+
+
+@pytest.mark.parametrize("value", [2, 3, 32000, np.int64(5), np.uint8(7)])
+def test_num_classes_comes_back_as_int(value):
+    assert checks.check_num_classes(value) == value
+    assert type(checks.check_num_classes(value)) is int
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25), np.float16(0.5), np.float64(1), Fraction(1, 3), 5e-324])
+def test_number_comes_back_as_float(value):
+    assert checks.check_number(value, "alpha", 0, 1) == float(value)
+    assert type(checks.check_number(value, "alpha", 0, 1)) is float
+
+
+@pytest.mark.parametrize("value", [math.nan, -5e-324, 1 + 2**-52, math.inf, -math.inf])
+def test_number_out_of_range(value):
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got ") as caught:
+        checks.check_number(value, "alpha", 0, 1)
+    assert str(caught.value).endswith(f"got {value}")
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "0.1", None, 1j, [0.1], np.array([0.1]), torch.tensor(0.1)])
+def test_number_of_wrong_type(value):
+    with pytest.raises(TypeError, match="alpha must be one real number, got ") as caught:
+        checks.check_number(value, "alpha", 0, 1)
+    assert repr(value) in str(caught.value)
+
+
+def test_array_becomes_float64_and_keeps_its_shape():
+    for values in (0.5, [0, 1], np.float16([[0.5]]), np.array([1], dtype=np.uint8), torch.tensor([0.5])):
+        array = checks.check_array(values, "alpha", 0, 1)
+        assert array.dtype == np.float64
+        assert array.shape == np.shape(values)
+        assert array.tolist() == np.asarray(values).tolist()
+
+
+def test_array_is_a_copy():
+    given = np.array([0.5])
+    checks.check_array(given, "alpha")[0] = 2
+    assert given[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([0.1, math.nan], ValueError, "alpha must lie in [0, 1], got nan"),
+        ([0.1, 1.5, 7], ValueError, "alpha must lie in [0, 1], got 1.5"),
+        ([], ValueError, "alpha must hold at least one number, got an empty array"),
+        ([True], TypeError, "alpha must be a real number or an array of them, got [True]"),
+        ("x", TypeError, "alpha must be a real number or an array of them, got 'x'"),
+        (None, TypeError, "alpha must be a real number or an array of them, got None"),
+        ([1j], TypeError, "alpha must be a real number or an array of them, got [1j]"),
+        ([[0.1], [0.1, 0.2]], ValueError, "alpha must be a real number or an array of them, got [[0.1], [0.1, 0.2]]"),
+    ],
+)
+def test_bad_arrays(values, error, message):
+    with pytest.raises(error) as caught:
+        checks.check_array(values, "alpha", 0, 1)
+    assert str(caught.value) == message
+
+
+def test_class_index():
+    assert [checks.check_class_index(k, "padding_index", 4) for k in (0, np.int8(3))] == [0, 3]
+    for index in (-1, 4):
+        with pytest.raises(ValueError, match=rf"padding_index must lie in \[0, 3\] for num_classes = 4, got {index}"):
+            checks.check_class_index(index, "padding_index", 4)
+    with pytest.raises(TypeError, match=r"padding_index must be an int, got 1\.0 \(float\)"):
+        checks.check_class_index(1.0, "padding_index", 4)
+
+
+def test_labels_come_back_as_int64():
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64):
+        labels = checks.check_labels(torch.tensor([0, 2]).to(dtype), 3)
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [0, 2]
+
+
+def test_uint8_labels_are_compared_without_overflow():
+    """Regression: compared as uint8, 32,000 counted as 0 and −100 as 156."""
+    assert checks.check_labels(torch.tensor([0, 255], dtype=torch.uint8), 32000).tolist() == [0, 255]
+    with pytest.raises(
+        ValueError, match=r"labels must lie in \[0, 99\] for num_classes = 100, or -100 .ignored., got 156"
+    ):
+        checks.check_labels(torch.tensor([156], dtype=torch.uint8), 100, [-100])
+
+
+def test_finite():
+    checks.check_finite(torch.tensor([3e38, 3e38, -1e-45]), "logits")  # though their sum is infinite
+    checks.check_finite(torch.full((4,), 6e4, dtype=torch.float16), "logits")
+    with pytest.raises(ValueError, match="logits must be finite, got 2 of 3 entries NaN or infinite"):
+        checks.check_finite(torch.tensor([math.nan, 0, -math.inf]), "logits")
+    with pytest.raises(ValueError, match="logits must be finite, got 2 of 2 entries"):
+        checks.check_finite(torch.tensor([math.inf, -math.inf]), "logits")

@@ -1,0 +1,209 @@
+"""From a spec to a run, by a spec that trains in a fraction of a second."""
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lsbook import calibration, datasets, experiments, models, runs, targets
+from lsbook.experiments import DIGITS_FEW, Spec, load_or_train, run_all, variants
+
+TINY = replace(DIGITS_FEW, preset="smoke", train_examples=20, hidden=(6,), epochs=3, record_epochs=(0, 2, 3), alpha=0.1)
+
+
+@pytest.fixture(scope="module")
+def tiny_run():
+    return experiments.train(TINY, "cpu")
+
+
+def forbid_training(*_):
+    raise AssertionError("trained although a run is stored")
+
+
+# --- specs
+
+
+def test_a_spec_equals_its_own_json():
+    for spec in (DIGITS_FEW, TINY):
+        assert json.loads(json.dumps(spec.as_dict())) == spec.as_dict()
+        assert set(spec.as_dict()) == {field.name for field in fields(Spec)}
+
+
+def test_every_field_of_a_spec_changes_its_hash():
+    changes = {
+        field.name: {str: "x", int: 12345, float: 0.123}.get(type(getattr(TINY, field.name)), (12345,))
+        for field in fields(Spec)
+    }
+    hashes = {runs.spec_hash(replace(TINY, **{name: value}).as_dict()) for name, value in changes.items()}
+    assert len(hashes | {runs.spec_hash(TINY.as_dict())}) == len(fields(Spec)) + 1
+
+
+def test_variants_come_in_order_last_choice_fastest():
+    specs = variants(TINY, alpha=(0.0, 0.1), seed=range(3))
+    assert [(s.alpha, s.seed) for s in specs] == [(a, n) for a in (0.0, 0.1) for n in range(3)]
+    assert {s.hidden for s in specs} == {(6,)}
+    assert variants(TINY) == [TINY]
+    with pytest.raises(TypeError, match="nonsense"):
+        variants(TINY, nonsense=(1,))
+
+
+# --- training
+
+
+def test_a_run_holds_what_the_analysis_needs(tiny_run):
+    shapes = {name: array.shape for name, array in tiny_run.arrays.items()}
+    assert shapes == {
+        "head_weight": (10, 6),
+        "head_bias": (10,),
+        "train_logits": (20, 10),
+        "train_features": (20, 6),
+        "train_labels": (20,),
+        "test_logits": (1777, 10),
+        "test_features": (1777, 6),
+        "test_labels": (1777,),
+    }
+    assert {a.dtype.name for n, a in tiny_run.arrays.items() if "labels" not in n} == {"float64"}
+    a = tiny_run.arrays
+    np.testing.assert_allclose(a["test_features"] @ a["head_weight"].T + a["head_bias"], a["test_logits"], atol=1e-12)
+    data = datasets.digits(20, 0)
+    assert (a["test_labels"] == data.test.labels.numpy()).all()
+    assert tiny_run.spec == TINY.as_dict()
+    assert tiny_run.provenance["device"] == "cpu"
+
+
+def test_history_agrees_with_the_stored_logits(tiny_run):
+    assert [row["epoch"] for row in tiny_run.history] == [0, 2, 3]
+    last = tiny_run.history[-1]
+    assert set(last) == {"epoch", *experiments.METRICS}
+    for split in ("train", "test"):
+        logits, labels = (torch.tensor(array) for array in tiny_run.logits_and_labels(split))
+        assert last[f"{split}_nll"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-12)
+        assert last[f"{split}_accuracy"] == (logits.argmax(1) == labels).double().mean()
+        assert last[f"{split}_confidence"] == pytest.approx(logits.softmax(1).max(1).values.mean().item(), rel=1e-12)
+
+
+def test_training_is_deterministic_and_depends_on_the_spec(tiny_run):
+    again = experiments.train(TINY, "cpu")
+    assert all((again.arrays[name] == array).all() for name, array in tiny_run.arrays.items())
+    assert again.history == tiny_run.history
+    for change in ({"seed": 1}, {"alpha": 0.0}, {"weight_decay": 0.1}, {"learning_rate": 0.05}, {"momentum": 0.0}):
+        other = experiments.train(replace(TINY, **change), "cpu")
+        assert not np.array_equal(other.arrays["head_weight"], tiny_run.arrays["head_weight"]), change
+
+
+def test_training_is_written_out_by_hand(tiny_run):
+    """The same run without `fit`: native loss with label_smoothing, torch's own SGD."""
+    data, model = datasets.digits(20, 0), models.build((64, 6, 10), 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        order = torch.randperm(20, generator=generator)  # a single batch of 20
+        optimizer.zero_grad()
+        F.cross_entropy(
+            model(data.train.inputs[order]).logits, data.train.labels[order], label_smoothing=0.1
+        ).backward()
+        optimizer.step()
+    np.testing.assert_allclose(model.head.weight.detach(), tiny_run.arrays["head_weight"], rtol=1e-12, atol=1e-14)
+
+
+def test_smoothing_lowers_confidence_and_training_fits():
+    hard, smoothed = run_all(variants(replace(DIGITS_FEW, epochs=40, record_epochs=(40,)), alpha=(0.0, 0.2)))
+    assert hard.history[-1]["train_accuracy"] == smoothed.history[-1]["train_accuracy"] == 1
+    assert smoothed.history[-1]["train_confidence"] < 0.9 < hard.history[-1]["train_confidence"]
+
+
+def test_smoothing_loss_is_the_books_loss():
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0])
+    batch = type("Batch", (), {"labels": labels})
+    expected = targets.smoothed_cross_entropy(logits, labels, 0.3)
+    assert torch.equal(experiments.smoothing_loss(0.3)(logits, batch), expected)
+
+
+# --- stored or trained
+
+
+def test_stores_then_loads_without_training(tmp_path, monkeypatch):
+    monkeypatch.delenv("LSBOOK_RETRAIN", raising=False)
+    first = load_or_train(TINY, tmp_path)
+    assert runs.is_stored(TINY.as_dict(), tmp_path)
+    monkeypatch.setattr(experiments, "train", forbid_training)
+    second = load_or_train(TINY, tmp_path)
+    assert (second.spec, second.history, second.provenance) == (first.spec, first.history, first.provenance)
+    assert all((second.arrays[name] == array).all() for name, array in first.arrays.items())
+    with pytest.raises(AssertionError, match="trained although"):
+        load_or_train(replace(TINY, seed=9), tmp_path)
+
+
+def test_without_a_folder_it_trains_and_stores_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_or_train(TINY).spec == TINY.as_dict()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("wish", "trains"), [("1", True), ("0", False), ("", False)])
+def test_retrain(tmp_path, monkeypatch, tiny_run, wish, trains):
+    runs.save(tiny_run, tmp_path)
+    newer = replace(tiny_run, provenance={"device": "newer"})
+    monkeypatch.setattr(experiments, "train", lambda *_: newer)
+    monkeypatch.setenv("LSBOOK_RETRAIN", wish)
+    assert (load_or_train(TINY, tmp_path).provenance == newer.provenance) == trains
+    assert (runs.load(TINY.as_dict(), tmp_path).provenance == newer.provenance) == trains
+
+
+def test_a_damaged_run_is_not_trained_over_silently(tmp_path, monkeypatch, tiny_run):
+    monkeypatch.delenv("LSBOOK_RETRAIN", raising=False)
+    runs.save(tiny_run, tmp_path).with_suffix(".safetensors").write_bytes(b"")
+    monkeypatch.setattr(experiments, "train", forbid_training)
+    with pytest.raises(runs.DamagedRunError):
+        load_or_train(TINY, tmp_path)
+
+
+# --- reading many runs
+
+
+def test_metrics_curves_and_gaps_of_many_runs(tiny_run):
+    specs = variants(TINY, seed=range(3))
+    many = run_all(specs, device="cpu")
+    assert [run.spec["seed"] for run in many] == [0, 1, 2]
+    assert many[0].history == tiny_run.history
+    assert experiments.metric(many, "test_nll").tolist() == [run.history[-1]["test_nll"] for run in many]
+    epochs, values = experiments.curve(many, "train_accuracy")
+    assert epochs.tolist() == [0, 2, 3]
+    assert values.shape == (3, 3)
+    assert values[1, 2] == many[1].history[2]["train_accuracy"]
+    gaps = experiments.logit_gaps(many, "train")
+    assert gaps.shape == (3, 20, 9)
+    assert (gaps[2] == calibration.logit_gaps(*many[2].logits_and_labels("train"))).all()
+
+
+# --- linear templates by a gradient that is given
+
+
+def toy_split():
+    inputs = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return datasets.Split(inputs, torch.arange(30) % 3)
+
+
+def test_templates_follow_autograd():
+    """With p − t, the steps, the loss and the gradient are those that autograd takes of the smoothed loss."""
+    split, weight = toy_split(), torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    for _ in range(5):
+        loss = F.cross_entropy(split.inputs @ weight, split.labels, label_smoothing=0.2)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        weight = (weight - 0.5 * gradient).detach().requires_grad_()
+    final = F.cross_entropy(split.inputs @ weight, split.labels, label_smoothing=0.2)
+    (gradient,) = torch.autograd.grad(final, weight)
+    found = experiments.train_templates(split, 0.2, lambda p, t: p - t, steps=5)
+    torch.testing.assert_close(found[0], weight.detach())
+    assert found[1:] == pytest.approx((final.item(), gradient.norm().item()), rel=1e-12)
+
+
+def test_only_the_true_gradient_ends_where_it_vanishes():
+    split = toy_split()
+    _, right_loss, right = experiments.train_templates(split, 0.2, lambda p, t: p - t, steps=3000)
+    _, wrong_loss, wrong = experiments.train_templates(split, 0.2, lambda p, t: t * (p - 1), steps=3000)
+    assert right < 1e-10 < 1e-3 < wrong
+    assert right_loss < wrong_loss

@@ -1,0 +1,263 @@
+"""Drawing: on the given axes, without touching global style; figures and tables whose text form is fit to be stored."""
+
+import ast
+import inspect
+import io
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+
+from lsbook import plots, theory
+from lsbook.claims import Interval
+
+matplotlib.use("Agg")
+INTERVALS = [Interval(0.5, 0.4, 0.7, 3), Interval(0.2, 0.1, 0.3, 3)]
+X = np.array([1.0, 2.0, 4.0])
+DRAWINGS = {
+    "draw_bars": lambda ax: plots.draw_bars(ax, [0.7, 0.1, 0.2]),
+    "draw_band": lambda ax: plots.draw_band(ax, X, [[1, 2, 3], [3, 4, 8]], plots.BLUE, "band"),
+    "draw_intervals": lambda ax: plots.draw_intervals(ax, [0, 1], INTERVALS),
+    "draw_stacked": lambda ax: plots.draw_stacked(ax, ["a", "b"], {"first": [1, 2], "second": [3, 4]}),
+    "draw_curves": lambda ax: plots.draw_curves(ax, X, {"one": X, "two": X**2}),
+    "draw_curves, dashed": lambda ax: plots.draw_curves(ax, X, {"one": X, "two": X**2}, markers=None),
+    "draw_zero": lambda ax: plots.draw_zero(ax, 0.5),
+    "log_axis": lambda ax: plots.log_axis(ax, [1, 10, 100]),
+    "draw_named": lambda ax: plots.draw_named(ax, X, X, "line", plots.RED),
+    "write_at": lambda ax: plots.write_at(ax, "words", (1, 2), (-4, 0)),
+    "draw_gap_growth": lambda ax: plots.draw_gap_growth(ax, X, [1.0, 1.5, 2.0], 10, plots.BLUE),
+    "draw_gap_histograms": lambda ax: plots.draw_gap_histograms(ax, {0: X, 0.1: X}, 10, np.linspace(0, 5, 6)),
+    "draw_convergence": lambda ax: plots.draw_convergence(
+        ax, {0: 0.9 / (1 + np.arange(9)), 0.1: 0.5 ** np.arange(9)}, 10, {0: (2, (0, 5)), 0.1: (3, (0, 5))}
+    ),
+    "draw_loss_over_gap": lambda ax: plots.draw_loss_over_gap(ax, 0.1, 10, np.linspace(0, 8, 20)),
+    "draw_target_and_optimum": lambda ax: plots.draw_target_and_optimum(ax, 0.1, 10, 2.0),
+    "draw_histogram": lambda ax: plots.draw_histogram(ax, [0.0, 0.1, 0.9, 5.0], np.linspace(0, 1, 5), plots.BLUE, "h"),
+}
+
+
+@pytest.fixture
+def ax():
+    figure, axes = plots.subplots()
+    yield axes
+    plt.close(figure)
+
+
+# --- the rules of the house
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
+def test_drawing_returns_the_axes_and_leaves_the_rest_alone(ax, draw, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("a drawing function called show"))
+    style, figures = matplotlib.rcParams.copy(), plt.get_fignums()
+    assert draw(ax) is ax
+    assert matplotlib.rcParams == style
+    assert plt.get_fignums() == figures
+    ax.figure.savefig(io.BytesIO(), format="png")  # and it can be rendered
+
+
+def functions_of(source):
+    return [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+
+
+def style_problems(source):
+    """Functions of a module that set global style or show, and drawing functions that do not take and return `ax`."""
+    problems = []
+    for function in functions_of(source):
+        names = {n.attr for n in ast.walk(function) if isinstance(n, ast.Attribute)}
+        if function.name != "use_house_style" and names & {"rcParams", "set_theme", "set_style", "rc", "show", "style"}:
+            problems.append(f"{function.name} shows or sets global style")
+        if function.name.startswith("draw_"):
+            returned = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
+            # `return draw_other(ax, …)` returns ax as well.
+            returned = [v.args[0] if isinstance(v, ast.Call) and v.args else v for v in returned]
+            if not function.args.args or function.args.args[0].arg != "ax":
+                problems.append(f"{function.name} does not take ax first")
+            if not returned or any(not isinstance(value, ast.Name) or value.id != "ax" for value in returned):
+                problems.append(f"{function.name} does not return ax")
+    return problems
+
+
+def test_no_drawing_function_breaks_the_rules():
+    source = inspect.getsource(plots)
+    assert len([f for f in functions_of(source) if f.name.startswith("draw_")]) >= 5
+    assert style_problems(source) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def draw_x(ax):\n    plt.show()\n    return ax", "draw_x shows or sets global style"),
+        ("def helper():\n    plt.rcParams['x'] = 1", "helper shows or sets global style"),
+        ("def helper():\n    sns.set_theme()", "helper shows or sets global style"),
+        ("def draw_x(x, ax):\n    return ax", "draw_x does not take ax first"),
+        ("def draw_x(ax):\n    ax.plot([1])", "draw_x does not return ax"),
+        ("def draw_x(ax):\n    return ax.plot([1])", "draw_x does not return ax"),
+        ("def draw_x(ax):\n    return ax.figure", "draw_x does not return ax"),
+    ],
+)
+def test_the_rules_bite(source, problem):
+    assert style_problems(source) == [problem]
+
+
+def test_importing_the_module_sets_no_style():
+    """(pyplot settles the backend when it is imported, so it is settled before.)"""
+    code = (
+        "import matplotlib as m; m.use('agg'); a = m.rcParams.copy(); from lsbook import plots; print(a == m.rcParams)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
+def test_house_style_is_set_on_demand():
+    with matplotlib.rc_context():
+        plots.use_house_style()
+        assert matplotlib.rcParams["figure.constrained_layout.use"]
+        assert not matplotlib.rcParams["axes.spines.top"]
+        assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.CYCLE)
+
+
+# --- figures as text
+
+
+def test_a_figure_as_text_holds_no_address():
+    figure, (left, right) = plots.subplots(1, 2)
+    assert isinstance(figure, plots.QuietFigure)
+    left.set_title("loss")
+    right.set_ylabel("gap")
+    for text in (repr(figure), str(figure)):
+        assert text == "[figure: loss | gap]"
+        assert "0x" not in text
+        assert "<" not in text
+    plt.close(figure)
+    empty, _ = plots.subplots()
+    assert repr(empty) == "[figure: ]"
+    plt.close(empty)
+
+
+def test_size_of_a_figure():
+    figure, axes = plots.subplots(2, 1, height=5.0, width=6.4)
+    assert figure.get_size_inches().tolist() == [6.4, 5.0]
+    assert axes.shape == (2,)
+    plt.close(figure)
+
+
+# --- what is drawn
+
+
+def test_bars_carry_their_values(ax):
+    plots.draw_bars(ax, [0.925, 0.025], labels=["cat", "dog"])
+    assert [bar.get_height() for bar in ax.patches] == [0.925, 0.025]
+    assert [text.get_text() for text in ax.texts] == ["0.925", "0.025"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["cat", "dog"]
+
+
+def test_a_band_runs_from_the_smallest_to_the_largest_run(ax):
+    plots.draw_band(ax, X, [[1, 2, 3], [3, 4, 8]], plots.BLUE, "band")
+    assert ax.lines[0].get_ydata().tolist() == [2, 3, 5.5]
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (1, 8)
+
+
+def test_intervals_reach_from_low_to_high(ax):
+    plots.draw_intervals(ax, [0, 1], INTERVALS)
+    bars = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], [(0.4, 0.7), (0.1, 0.3)])
+
+
+def test_stacked_bars_stand_on_each_other(ax):
+    plots.draw_stacked(ax, ["a", "b"], {"first": [1, 2], "second": [3, 4]})
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 1), (0, 2), (1, 3), (2, 4)]
+
+
+def test_curves_differ_by_more_than_colour(ax):
+    plots.draw_curves(ax, X, {"one": X, "two": X})
+    plots.draw_curves(ax, X, {"three": X, "four": X}, markers=None)
+    assert len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == 4
+
+
+def test_optimum_of_the_loss_is_marked_where_theory_puts_it(ax):
+    plots.draw_loss_over_gap(ax, 0.1, 10, np.linspace(0, 8, 20))
+    points = [line.get_xydata()[0].tolist() for line in ax.lines if len(line.get_xdata()) == 1]
+    assert points == [[theory.optimal_gap(0.1, 10), theory.loss_floor(0.1, 10)]]
+
+
+def test_target_and_optimum_are_equal_at_temperature_one(ax):
+    plots.draw_target_and_optimum(ax, 0.1, 10, 1.0)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights[:3] == pytest.approx([0.91, 0.01, 0.09], rel=1e-12)
+    assert heights[3:] == pytest.approx(heights[:3], rel=1e-12)
+
+
+def test_a_histogram_is_a_density_of_all_values(ax):
+    plots.draw_histogram(ax, [0.0, 0.1, 0.9, 5.0], np.linspace(0, 1, 5), plots.BLUE)
+    heights = ax.patches[0].get_data().values
+    assert heights.tolist() == [2, 0, 0, 1]  # 2 of 4 values in a bin of width 1/4; 5.0 lies beyond all bins
+
+
+def test_colours_of_alphas():
+    colors = plots.alpha_colors([0, 0.02, 0.1, 0.2])
+    assert colors[0] == plots.HARD
+    brightness = [sum(to_rgb(colors[alpha])) for alpha in (0.02, 0.1, 0.2)]
+    assert brightness == sorted(brightness, reverse=True)
+    assert len({to_rgb(color) for color in colors.values()}) == 4
+    assert set(plots.alpha_colors([0.1])) == {0.1}
+
+
+# --- tables
+
+
+def test_a_table_as_text_and_as_markdown():
+    result = plots.table({"K": [2, 10], r"$\alpha$": [0.1, 1 / 3], "name": ["a", "b"]}, digits=2)
+    assert repr(result).splitlines() == [
+        "  K    $\\alpha$  name",
+        "---  ----------  ------",
+        "  2        0.10  a",
+        " 10        0.33  b",
+    ]
+    assert result._repr_markdown_().splitlines() == [
+        "|   K |   $\\alpha$ | name   |",
+        "|----:|-----------:|:-------|",
+        "|   2 |       0.10 | a      |",
+        "|  10 |       0.33 | b      |",
+    ]
+
+
+def test_cells_of_every_kind():
+    column = [1, 1.0, -0.25, float("inf"), float("nan"), True, np.float32(0.5), np.int64(7), INTERVALS[0], "word"]
+    expected = ["1", "1.000", "-0.250", "∞", "nan", "yes", "0.500", "7", "0.500 [0.400, 0.700]", "word"]
+    assert [row[0] for row in plots.table({"x": column}).rows] == expected
+
+
+def test_columns_may_be_arrays_tensors_ranges():
+    rows = plots.table(
+        {"n": range(2), "a": np.array([0.5, 1]), "t": torch.tensor([1.0, 2]), "b": np.array([True, False])}
+    ).rows
+    assert rows == [["0", "0.500", "1.000", "yes"], ["1", "1.000", "2.000", "no"]]
+
+
+def test_text_that_looks_like_a_number_stays_as_it_is():
+    assert plots.table({"x": ["0.10", "1e3"]}).rows == [["0.10"], ["1e3"]]
+    assert "0.10" in repr(plots.table({"x": ["0.10", "1e3"]}))
+
+
+def test_empty_columns():
+    with pytest.raises(ValueError, match=r"at least 1, got \{'a': 0\}"):
+        plots.table({"a": []})
+
+
+def test_too_many_stacked_parts():
+    _, ax = plots.subplots()
+    with pytest.raises(ValueError, match="parts must be at most 3, got 4"):
+        plots.draw_stacked(ax, ["one"], {name: [1.0] for name in "abcd"})
+
+
+def test_unequal_columns():
+    with pytest.raises(ValueError, match=r"columns must be of one length, at least 1, got \{'a': 2, 'b': 1\}"):
+        plots.table({"a": [1, 2], "b": [1]})
+    with pytest.raises(ValueError, match="columns must be of one length, at least 1, got {}"):
+        plots.table({})
