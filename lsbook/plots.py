@@ -234,24 +234,28 @@ def draw_target_and_optimum(ax, alpha, num_classes, temperature):
     return ax
 
 
-def draw_histogram(ax, values, bins, color, name=None, shift=(0, 10)):
-    """Outline and light filling of a histogram, with its name above its peak; a density also of what lies outside."""
+def draw_histogram(ax, values, bins, color, name=None, mark=None):
+    """Outline and light filling of a histogram, with its name beside its peak and a dashed line at `mark`.
+
+    The heights are a density of all values, also of those outside the bins.
+    """
     counts, edges = np.histogram(values, bins)
     height = counts / (np.size(values) * np.diff(edges))
     ax.stairs(height, edges, color=color, fill=True, alpha=0.25)
     ax.stairs(height, edges, color=color, linewidth=2)
+    place = edges[height.argmax()], height.max()
     if name:
-        peak = height.argmax()
-        write_at(ax, name, (edges[peak : peak + 2].mean(), height[peak]), shift)
+        ax.annotate(name, place, xytext=(9, 9), textcoords="offset points", fontsize=12, va="center")
+    if mark is not None:
+        ax.vlines(mark, 0, 1.12 * height.max(), color=INK, linestyle="--", linewidth=1.3)
     return ax
 
 
 def draw_gap_histograms(ax, gaps, num_classes, bins):
     """Histograms of the gaps of several strengths (alpha → values), with each optimal gap as a dashed line."""
     for alpha, color in alpha_colors(list(gaps)).items():
-        if alpha > 0:
-            ax.axvline(theory.optimal_gap(alpha, num_classes), color=color, linestyle="--", linewidth=1.3)
-        draw_histogram(ax, gaps[alpha], bins, color, f"α = {alpha:g}" if alpha > 0 else None)
+        about = (f"α = {alpha:g}", theory.optimal_gap(alpha, num_classes)) if alpha else (None, None)
+        draw_histogram(ax, gaps[alpha], bins, color, *about)
     write_at(ax, "hard targets →", (bins[-1], 0), (-4, 26), HARD)
     ax.set(xlim=bins[[0, -1]], ylim=(0, 1.25 * ax.dataLim.y1), yticks=[], ylabel="density")
     return ax

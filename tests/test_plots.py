@@ -33,7 +33,7 @@ DRAWINGS = {
     "draw_gap_growth": lambda ax: plots.draw_gap_growth(ax, X, [1.0, 1.5, 2.0], 10, plots.BLUE),
     "draw_gap_histograms": lambda ax: plots.draw_gap_histograms(ax, {0: X, 0.1: X}, 10, np.linspace(0, 5, 6)),
     "draw_convergence": lambda ax: plots.draw_convergence(
-        ax, {0: 0.9 / (1 + np.arange(9)), 0.1: 0.5 ** np.arange(9)}, 10, {0: (2, (0, 5)), 0.1: (3, (0, 5))}
+        ax, {0: 0.9 / (1 + np.arange(9)), 0.1: 0.5 ** np.arange(9)}, 10
     ),
     "draw_loss_over_gap": lambda ax: plots.draw_loss_over_gap(ax, 0.1, 10, np.linspace(0, 8, 20)),
     "draw_target_and_optimum": lambda ax: plots.draw_target_and_optimum(ax, 0.1, 10, 2.0),
