@@ -152,6 +152,15 @@ def figures_have_tables(notebook):
     ]
 
 
+def no_semicolons(notebook):
+    """A closing semicolon hides a value only in a kernel that keeps a history, and nbval's keeps none."""
+    return [
+        f"{place(cell)}: ends with a semicolon; write `_ = …` for a value that is not to be shown"
+        for cell in code_cells(notebook)
+        if cell.source.rstrip().endswith(";")
+    ]
+
+
 def no_todo(notebook):
     return [
         f"a Markdown cell says TODO: {cell.source[:60]!r}"
@@ -176,6 +185,7 @@ GUARDS = (
     figure_metadata,
     cell_lengths,
     figures_have_tables,
+    no_semicolons,
     no_todo,
     normalised,
 )

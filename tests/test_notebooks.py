@@ -424,6 +424,7 @@ MUTATIONS = {
     ),
     "no table": ("figures_have_tables", drop_table, "no table within 3 code cells of this figure"),
     "table too far": ("figures_have_tables", separate_table, "no table within 3 code cells of this figure"),
+    "semicolon": ("no_semicolons", change(3, source="1 + 1;"), "ends with a semicolon"),
     "todo": ("no_todo", change(0, source="# TODO"), "a Markdown cell says TODO"),
     "kernel version": (
         "normalised",
