@@ -8,14 +8,14 @@ FIRST_PAGE := _build/html/index.html
 # A user's own settings must not lead pip, or the kernels that run the chapters, out of the environment.
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-unexport PYTHONHOME
+unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
 .PHONY: help book test env lint unit nbval html-tests notebooks browser lock clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z-]*\):.*  ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: env  ## execute the chapters on this machine's device (cached) and build the pages
 # After a failure Sphinx would remember the pages but not their warnings, and a second try would pass: forget the pages.
@@ -49,8 +49,12 @@ notebooks: env  ## execute the chapters and write their outputs, normalised, int
 	$(BIN)/lsbook notebooks
 
 # The environment is made once, and again when the lock or pyproject.toml changes. The stamp is the last thing
-# written and `.making` the first, so that an install that was killed is thrown away instead of trusted.
+# written and `.making` the first, so that an install that was killed is thrown away instead of trusted. The stamp
+# holds the checkout's path, which the programs in the environment know too: one that was moved is made afresh.
 STAMP := $(VENV)/.complete
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
 env: $(STAMP)  ## make .venv from the lock
 
 $(STAMP): requirements.txt pyproject.toml
@@ -58,21 +62,23 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "The book needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name a newer one: make book PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@if [ -e $(VENV)/.making ]; then echo "An earlier install did not finish: starting afresh."; rm -rf $(VENV); fi
+	@if [ -s $@ ] && [ "$$(cat $@)" != "$$(pwd -P)" ]; then echo "The checkout was moved: starting afresh."; rm -rf $(VENV); fi
 	@rm -f $@; mkdir -p $(VENV); touch $(VENV)/.making
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the lock into $(VENV): minutes, the first time, and 1 to 6 GB of disk (torch)."
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	@rm -f $(VENV)/.making; touch $@
+	@rm -f $(VENV)/.making; pwd -P > $@
 
-browser:  ## find Chromium or Chrome for the tests of the explorers; install Debian's as root
-	@for b in chromium chromium-browser google-chrome google-chrome-stable; do \
-	  if command -v $$b >/dev/null; then echo "Browser for the tests: $$(command -v $$b)"; exit 0; fi; done; \
+browser:  ## find Chromium or Chrome (first, what CHROME names) for the tests in a browser; install Debian's as root
+	@for b in $${CHROME:+"$$CHROME"} chromium chromium-browser google-chrome google-chrome-stable \
+	  "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"; do \
+	  if command -v "$$b" >/dev/null; then echo "Browser for the tests: $$(command -v "$$b")"; exit 0; fi; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
 	else \
-	  echo "No Chromium or Chrome found: the tests of the explorers will be skipped (under CI they fail)."; \
-	  echo "To run them: apt-get install chromium (Debian), brew install --cask google-chrome (macOS)."; exit 1; \
+	  echo "No Chromium or Chrome found: the tests in a browser will be skipped (under CI they fail)."; \
+	  echo "To run them: apt-get install chromium (Debian), brew install --cask google-chrome (macOS), or set CHROME."; exit 1; \
 	fi
 
 # uv resolves for every platform at once; it lives in a folder that is thrown away. It is not given pip's local

@@ -124,7 +124,15 @@ def set_address(app, config):
     config.html_theme_options = {**config.html_theme_options, **theme_options(repository(os.environ))}
     if config.html_baseurl:
         config.ogp_site_url = config.html_baseurl
+        config.ogp_site_name = config.html_title  # else a preview would show Sphinx's name for a project without one
         config.ogp_social_cards = {"enable": False}
+
+
+def keep_launch_on_notebooks(app, pagename, templatename, context, doctree):
+    """Take the launch button off pages whose source is no .ipynb: Colab cannot open intro.md, a notebook as text."""
+    if context.get("header_buttons") and Path(app.env.doc2path(pagename)).suffix != ".ipynb":
+        buttons = context["header_buttons"]
+        context["header_buttons"] = [button for button in buttons if button.get("label") != "launch-buttons"]
 
 
 def set_static(app, config):
@@ -197,4 +205,5 @@ def setup(app):
     app.add_node(explorer, html=(visit_explorer, None), latex=ignore, text=ignore, man=ignore, texinfo=ignore)
     app.add_directive("explorer", Explorer)
     app.connect("html-page-context", load_explorers)
+    app.connect("html-page-context", keep_launch_on_notebooks, priority=600)  # after the theme, which adds them at 501
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from . import runs
+from .checks import check_real, real_array
 
 
 class Interval(NamedTuple):
@@ -25,12 +26,12 @@ class Interval(NamedTuple):
 def mean_interval(values, confidence=0.95):
     """Student's t interval for the mean of n ≥ 2 independent values (one a seed): mean ± t · s/√n.
 
-    Raises ValueError for fewer than two values, NaN, or confidence outside (0, 1).
+    Raises ValueError for fewer than two values, NaN, or confidence outside (0, 1); TypeError for what is no number.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = real_array(values, "values")
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"values must be at least two finite numbers, one a seed, got {values!r}")
-    if not 0 < confidence < 1:
+    if not 0 < check_real(confidence, "confidence") < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
@@ -40,8 +41,9 @@ def paired_difference(treated, control, confidence=0.95):
     """Interval of the mean of treated − control, where entry i of both comes from the same seed.
 
     Pairing removes what the two share (split, initial weights, order), so far fewer seeds are needed.
+    Raises ValueError for different shapes, and as `mean_interval` does.
     """
-    treated, control = np.asarray(treated, dtype=np.float64), np.asarray(control, dtype=np.float64)
+    treated, control = real_array(treated, "treated"), real_array(control, "control")
     if treated.shape != control.shape:
         raise ValueError(f"treated and control must be paired, got shapes {treated.shape} and {control.shape}")
     return mean_interval(treated - control, confidence)
@@ -51,18 +53,24 @@ def verdict(interval, claim):
     """Whether the interval of a difference lies on the claimed side of 0: supported, contradicted or undetermined.
 
     claim is "higher" (the difference is positive) or "lower" (negative).
+    Raises ValueError for another claim, and unless low ≤ high.
     """
     if claim not in ("higher", "lower"):
         raise ValueError(f"claim must be 'higher' or 'lower', got {claim!r}")
+    if not interval.low <= interval.high:  # NaN too: it would count as "contradicted"
+        raise ValueError(f"interval must have low ≤ high, got {interval.low} and {interval.high}")
     if interval.low <= 0 <= interval.high:
         return "undetermined"
     return "supported" if (interval.low > 0) == (claim == "higher") else "contradicted"
 
 
 def paper(table):
-    """One table of the paper's reported numbers, from data/paper.toml: a list of dicts, one a row."""
+    """One table of the paper's reported numbers, from data/paper.toml: a list of dicts, one a row.
+
+    Raises ValueError if there is no such table.
+    """
     with open(runs.data_folder() / "paper.toml", "rb") as file:
         tables = tomllib.load(file)
     if table not in tables:
-        raise KeyError(f"data/paper.toml has no table {table!r}; it has {', '.join(tables)}")
+        raise ValueError(f"data/paper.toml has no table {table!r}; it has {', '.join(tables)}")
     return tables[table]

@@ -18,7 +18,7 @@ def _parser():
     )
     books.add_argument("paths", nargs="*", type=Path, help="notebooks (default: all of chapters/ and appendix/)")
     books.add_argument("--no-run", action="store_true", help="normalise only, do not execute")
-    books.add_argument("--check", action="store_true", help="exit with 1 if a notebook was not in its committed form")
+    books.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a notebook would change")
     books.add_argument(
         "--stamp", default="", metavar="OWNER/NAME", help="write this GitHub repository into the set-up cells"
     )
@@ -36,7 +36,7 @@ def _notebooks(args):
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"no notebook {path}")
-    changed = notebooks.update_all(paths, run=not args.no_run, repository=args.stamp)
+    changed = notebooks.update_all(paths, run=not args.no_run, repository=args.stamp, write=not args.check)
     return 1 if args.check and changed else 0
 
 

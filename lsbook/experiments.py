@@ -9,15 +9,24 @@ import numpy as np
 import torch
 
 from . import calibration, datasets, models, runs, targets, training
+from .checks import as_numpy, check_choice, check_int, check_number, check_positive
+
+PRESETS = ("live", "smoke", "laptop", "paper")
+DATASETS = {"digits": datasets.digits}
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """All that decides the outcome of one training run."""
+    """All that decides the outcome of one training run.
+
+    Numbers may be numpy scalars; they are kept as plain int and float, so that equal specs have equal hashes.
+    Raises TypeError or ValueError naming the field; for an unknown name with the nearest known one.
+    """
 
     experiment: str  # which experiment of the book it belongs to
-    preset: str  # live (trains in the cell), smoke, laptop or paper
-    dataset: str  # name in lsbook.datasets
+    preset: str  # one of PRESETS; live trains in the cell
+    dataset: str  # name in DATASETS
     train_examples: int  # how many examples to train on
     hidden: tuple[int, ...]  # widths of the hidden layers
     alpha: float  # label smoothing, uniform convention; 0 is hard targets
@@ -26,9 +35,29 @@ class Spec:
     learning_rate: float
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 0.0  # L2 on all weights and biases, as torch.optim.SGD has it
-    dtype: str = "float64"
+    dtype: str = "float64"  # one of DTYPES
     record_epochs: tuple[int, ...] = ()  # when to note metrics on both splits
     seed: int = 0  # of the split, the initial weights and the order of examples
+
+    def __post_init__(self):
+        largest = np.finfo(np.float64).max
+        checked = {
+            "preset": check_choice(self.preset, "preset", PRESETS),
+            "dataset": check_choice(self.dataset, "dataset", DATASETS),
+            "dtype": check_choice(self.dtype, "dtype", DTYPES),
+            "train_examples": check_int(self.train_examples, "train_examples", 1),
+            "hidden": tuple(check_int(width, "hidden", 1) for width in self.hidden),
+            "alpha": check_number(self.alpha, "alpha", 0, 1) + 0.0,  # −0 becomes 0: in JSON they differ
+            "epochs": check_int(self.epochs, "epochs", 0),
+            "batch_size": check_int(self.batch_size, "batch_size", 1),
+            "learning_rate": check_positive(self.learning_rate, "learning_rate"),
+            "momentum": check_number(self.momentum, "momentum", 0, 1) + 0.0,
+            "weight_decay": check_number(self.weight_decay, "weight_decay", 0, largest) + 0.0,
+            "record_epochs": tuple(check_int(epoch, "record_epochs", 0) for epoch in self.record_epochs),
+            "seed": check_int(self.seed, "seed", 0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the way past `frozen`
 
     def as_dict(self):
         """Plain types only, so that it equals its own JSON."""
@@ -74,7 +103,7 @@ def smoothing_loss(alpha):
 
 def split_metrics(logits, labels):
     """Accuracy, NLL and mean confidence of one split, as floats."""
-    logits, labels = logits.cpu().numpy(), labels.cpu().numpy()
+    logits, labels = as_numpy(logits), as_numpy(labels)
     return {
         "accuracy": calibration.accuracy(logits, labels),
         "nll": calibration.negative_log_likelihood(logits, labels),
@@ -99,11 +128,16 @@ def _arrays(model, data):
     for name, split in (("train", data.train), ("test", data.test)):
         output = training.predict(model, split.inputs)
         arrays |= {f"{name}_logits": output.logits, f"{name}_features": output.features, f"{name}_labels": split.labels}
-    return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+    return {name: _stored(tensor.detach().cpu()) for name, tensor in arrays.items()}
+
+
+def _stored(tensor):
+    """A CPU tensor as an array of its own precision; bfloat16, which numpy lacks, as float32."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def train(spec, device=None):
-    """Train what `spec` asks for on `device` (default: the GPU if there is one) and return the `runs.Run`."""
+    """Train what `spec` asks for on `device` (default: `training.default_device`) and return the `runs.Run`."""
     # A live net is so small that threads only wait for each other. On a busy machine (load 4 a core) one thread took
     # 1.5 s a run and two took 9 s.
     with training.threads(1 if spec.preset == "live" else None):
@@ -113,7 +147,7 @@ def train(spec, device=None):
 def _train(spec, device):
     started = time.monotonic()
     dtype = getattr(torch, spec.dtype)
-    data = getattr(datasets, spec.dataset)(spec.train_examples, spec.seed, dtype, device)
+    data = DATASETS[spec.dataset](spec.train_examples, spec.seed, dtype, device)
     sizes = (data.train.inputs[0].numel(), *spec.hidden, data.num_classes)
     model = models.build(sizes, spec.seed, dtype, device)
     history = training.fit(
@@ -156,15 +190,32 @@ def run_all(specs, folder=None, device=None):
 METRICS = tuple(f"{split}_{name}" for split in ("train", "test") for name in ("accuracy", "nll", "confidence"))
 
 
+def _histories(runs_):
+    """The runs' histories; ValueError if there is no run, or one without a recorded epoch."""
+    histories = [run.history for run in runs_]
+    if not histories:
+        raise ValueError("runs_ must hold at least one run, got none")
+    if not all(histories):
+        raise ValueError("runs_ must have recorded metrics, got a run without: set record_epochs in its spec")
+    return histories
+
+
 def metric(runs_, name):
-    """One number of each run's last recorded epoch (such as "test_nll"), as an array."""
-    return np.array([run.history[-1][name] for run in runs_])
+    """One number of each run's last recorded epoch (such as "test_nll"), as an array (runs,).
+
+    Raises ValueError if there is no run, or one that recorded nothing.
+    """
+    return np.array([history[-1][name] for history in _histories(runs_)])
 
 
 def curve(runs_, name):
-    """(epochs (E,), values (runs, E)) of one recorded metric."""
-    epochs = np.array([row["epoch"] for row in runs_[0].history])
-    return epochs, np.array([[row[name] for row in run.history] for run in runs_])
+    """(epochs (E,), values (runs, E)) of one recorded metric.
+
+    Raises ValueError if there is no run, or one that recorded nothing.
+    """
+    histories = _histories(runs_)
+    epochs = np.array([row["epoch"] for row in histories[0]])
+    return epochs, np.array([[row[name] for row in history] for history in histories])
 
 
 def logit_gaps(runs_, split):
@@ -172,15 +223,17 @@ def logit_gaps(runs_, split):
     return np.stack([calibration.logit_gaps(*run.logits_and_labels(split)) for run in runs_])
 
 
-def train_templates(split, alpha, logit_gradient, learning_rate=0.5, steps=500):
+def train_templates(split, alpha, logit_gradient, learning_rate=0.5, steps=500, num_classes=None):
     """Templates (D, K) of the linear classifier x @ W, by full-batch gradient descent from zero; and where they end.
 
     logit_gradient : function (probs (N, K), targets (N, K)) → what to take for the gradient in the logits; the true
         one is probs − targets. W then moves along its chain rule, xᵀ · logit_gradient / N.
 
+    num_classes : K (default: the largest label + 1, which is too few where the last class is absent)
+
     Returns (W, training loss in nats, norm of the true gradient at W).
     """
-    x, num_classes = split.inputs, int(split.labels.max()) + 1
+    x, num_classes = split.inputs, int(split.labels.max()) + 1 if num_classes is None else num_classes
     t = targets.smooth_labels(split.labels, num_classes, alpha, dtype=x.dtype)
     start = x.new_zeros(x.shape[1], num_classes)
 

@@ -23,10 +23,12 @@ if "google.colab" in sys.modules:
 
     repository = "" or input("GitHub repository of the book, as owner/name: ").strip()
     if not os.path.isdir("/content/book"):
-        shell(f"git clone --depth 1 https://github.com/{repository} /content/book")
+        url = f"https://github.com/{repository}"
+        shell(f"git clone --depth 1 --branch colab {url} /content/book")
     # Hold Colab's own torch and numpy at what is there while the rest installs.
-    shell("pip list --format=freeze | grep -E '^(torch|numpy)==' > /tmp/keep.txt")
-    shell("pip install -q -c /tmp/keep.txt -e /content/book")
+    pip = f"{sys.executable} -m pip"
+    shell(f"{pip} list --format=freeze | grep -E '^(torch|numpy)==' > /tmp/keep.txt")
+    shell(f"{pip} install -q -c /tmp/keep.txt -e /content/book")
     sys.path.insert(0, "/content/book")
     os.chdir("/content/book/chapters")"""
 
@@ -89,8 +91,24 @@ def execute(notebook, folder, timeout=600):
     return notebook
 
 
-def update(path, run=True, repository=""):
-    """Execute (if `run`) and normalise the notebook at `path`; write it if that changed it. Returns whether it did."""
+def _write(path, text):
+    """Write a text file so that `path` is either as it was or complete, with the rights that it had."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.chmod(file.name, path.stat().st_mode)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def update(path, run=True, repository="", write=True):
+    """Execute (if `run`) and normalise the notebook at `path`; if that changes it, write it (if `write`).
+
+    Returns whether it changes.
+    """
     import nbformat
 
     path = Path(path)
@@ -99,19 +117,17 @@ def update(path, run=True, repository=""):
     if run:
         execute(notebook, path.parent)
     after = nbformat.writes(normalise(notebook, repository)) + "\n"
-    if after != before:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-            file.write(after)
-        os.chmod(file.name, path.stat().st_mode)
-        os.replace(file.name, path)
+    if write and after != before:
+        _write(path, after)
     return after != before
 
 
-def update_all(paths, run=True, repository=""):
-    """Update each notebook and print a line about it. Returns the paths that changed."""
+def update_all(paths, run=True, repository="", write=True):
+    """Update each notebook and print a line about it. Returns the paths that changed (or would, without `write`)."""
     changed = []
     for path in paths:
-        if update(path, run, repository):
+        if update(path, run, repository, write):
             changed.append(path)
-        print(f"{'changed' if path in changed else 'as it was'}: {path}", flush=True)
+        word = ("changed" if write else "would change") if path in changed else "as it was"
+        print(f"{word}: {path}", flush=True)
     return changed

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from . import theory
+from .checks import check_array
 
 # Okabe and Ito's colours, told apart also by readers who see few hues; black last, for theory.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
@@ -286,9 +287,9 @@ def table_of_rows(names, rows, digits=3):
 def in_powers(values, below=0.0):
     """Positive numbers as text with two digits and a power of ten; "< …" where one is smaller than `below`.
 
-    What lies below is rounding, and differs from machine to machine.
+    What lies below is rounding, and differs from machine to machine. Raises ValueError for NaN or negative values.
 
     >>> in_powers([0.02, 3e-14], below=1e-11)
     ['2.0e-02', '< 1e-11']
     """
-    return [f"{value:.1e}" if value >= below else f"< {below:.0e}" for value in np.asarray(values)]
+    return [f"{value:.1e}" if value >= below else f"< {below:.0e}" for value in check_array(values, "values", 0)]

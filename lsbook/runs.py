@@ -64,14 +64,33 @@ def data_folder():
     return folder
 
 
+def code_digest():
+    """First 12 hex digits of the SHA-256 over names and contents of lsbook/*.py: the same code, the same digest."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def _device_name(device):
+    """The GPU's product name, such as "NVIDIA H200"; for other devices nothing."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    return {"device_name": torch.cuda.get_device_name(device)}
+
+
 def provenance(device, seconds):
-    """Library versions, device, wall time: what a reader needs to judge or repeat a run."""
+    """Library versions, the code's digest, device (with a GPU's name), wall time: what it takes to repeat a run."""
     packages = {name: version(name) for name in ("torch", "numpy")}
     return {
         "lsbook": __version__,
+        "code": code_digest(),
         **packages,
         "python": platform.python_version(),
         "device": str(device),
+        **_device_name(str(device)),
         "wall_seconds": round(seconds, 1),
     }
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from .checks import (
+    check_choice,
     check_class_index,
     check_convention,
     check_finite,
     check_int,
+    check_label_type,
     check_labels,
     check_logits,
     check_num_classes,
@@ -67,7 +69,8 @@ def smooth_labels(
 
     Returns
     -------
-    Tensor of shape ``(*labels.shape, num_classes)``; each row sums to 1, or to 0 where it is ignored.
+    Tensor of shape ``(*labels.shape, num_classes)``; each row sums to 1 to the precision of `dtype`,
+    or to 0 where it is ignored.
 
     Raises
     ------
@@ -98,6 +101,7 @@ def smooth_labels(
 def _checked(logits, labels, ignored, validate):
     """Logits in at least float32 and labels as int64, after the checks."""
     check_logits(logits, labels)
+    labels = check_label_type(labels)
     if validate:
         labels = check_labels(labels, logits.shape[-1], [ignored])
         check_finite(logits, "logits")
@@ -105,7 +109,19 @@ def _checked(logits, labels, ignored, validate):
             raise ValueError(f"labels must hold at least one label that counts, got only the ignored {ignored}")
     # Half precision cannot hold log-probabilities below −65,504 nor sum many of them: widen, as autocast does.
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return wide, labels.long()
+    return wide, labels
+
+
+def _class_weight(weight, logits, labels, ignored, reduction, validate):
+    """Class weights on the device and in the dtype of `logits`, after the checks."""
+    check_weight(weight, logits.shape[-1], validate)
+    weight = weight.to(logits)
+    if validate and reduction == "mean" and not weight[labels[labels != ignored]].any():
+        raise ValueError(
+            "weight must be positive for at least one label of the batch with reduction 'mean', which divides by "
+            "their sum: got 0 for every label"
+        )
+    return weight
 
 
 def smoothed_cross_entropy(
@@ -120,10 +136,11 @@ def smoothed_cross_entropy(
     logits : float tensor (..., K); float16 and bfloat16 are widened to float32
     labels : integer tensor (...), class indices, or `ignore_index`
     alpha, convention : as in `smooth_labels`
-    weight : class weights (K,); note that PyTorch multiplies them into the smoothed target
+    weight : class weights (K,), ≥ 0, of any device and float dtype; PyTorch multiplies them into the smoothed target
     ignore_index : label of positions that do not count
     reduction : "mean" (over positions that count; weighted if `weight` is given), "sum" or "none"
-    validate : check the values of labels and logits; turn off in inner loops on a GPU, where looking costs a stall
+    validate : check the values of labels, logits and weights; turn off in inner loops on a GPU, where looking costs
+        a stall (types, shapes and devices are always checked)
 
     Returns
     -------
@@ -133,11 +150,11 @@ def smoothed_cross_entropy(
     ------
     TypeError, ValueError : naming the argument, what was given and what was expected.
     """
+    check_choice(reduction, "reduction", ("mean", "sum", "none"))
     logits, labels = _checked(logits, labels, check_int(ignore_index, "ignore_index"), validate)
     num_classes = logits.shape[-1]
     if weight is not None:
-        check_weight(weight, num_classes)
-        weight = weight.to(logits.dtype)
+        weight = _class_weight(weight, logits, labels, ignore_index, reduction, validate)
     _, off = _masses(alpha, num_classes, convention)
     native = min(1.0, num_classes * off)  # the α of either convention; rounding may put it at 1 + 1e-16
     loss = F.cross_entropy(

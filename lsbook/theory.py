@@ -9,10 +9,21 @@ from scipy.special import wrightomega
 
 from .checks import check_array, check_num_classes, check_number
 
+LARGEST = np.finfo(np.float64).max
+
 
 def _plain(array):
     """A Python float for a scalar, else the array."""
     return float(array) if np.ndim(array) == 0 else array
+
+
+def _check_shapes(**arrays):
+    """Raise unless the named arrays can be broadcast together."""
+    try:
+        np.broadcast_shapes(*(array.shape for array in arrays.values()))
+    except ValueError:
+        shapes = " and ".join(str(array.shape) for array in arrays.values())
+        raise ValueError(f"{' and '.join(arrays)} must have shapes that broadcast, got {shapes}") from None
 
 
 def epsilon_from_alpha(alpha, num_classes):
@@ -52,7 +63,11 @@ def optimal_gap(alpha, num_classes):
 
 
 def alpha_from_gap(gap, num_classes):
-    """α = K/(e^g + K − 1): the smoothing whose optimal gap is g ≥ 0. The inverse of `optimal_gap`."""
+    """α = K/(e^g + K − 1): the smoothing whose optimal gap is g ≥ 0, in nats. The inverse of `optimal_gap`.
+
+    gap (number or array, may be infinite); the answer has its shape and lies in [0, 1].
+    Raises ValueError for a negative gap or NaN, or num_classes < 2.
+    """
     classes = check_num_classes(num_classes)
     decay = np.exp(-check_array(gap, "gap", 0))
     return _plain(classes * decay / (1 + (classes - 1) * decay))
@@ -70,7 +85,10 @@ def optimal_probs(alpha, num_classes):
 
 
 def loss_floor(alpha, num_classes):
-    """Lowest possible smoothed cross-entropy: the entropy of y^LS, in nats. Zero at α = 0, ln K at α = 1."""
+    """Lowest possible smoothed cross-entropy: the entropy of y^LS, in nats. Zero at α = 0, ln K at α = 1.
+
+    −(1 − m) ln(1 − m) − m ln(α/K), where m = α (K − 1)/K is the mass off the true class.
+    """
     classes = check_num_classes(num_classes)
     alpha = check_array(alpha, "alpha", 0, 1)
     missing = alpha * ((classes - 1) / classes)  # 1 − p_true, exact also for tiny α
@@ -84,11 +102,14 @@ def collapsed_teacher_alpha(alpha, num_classes, temperature):
 
     A teacher that has reached its optimal gap g on every example, softened by T, gives exactly the
     targets of label smoothing with α_T. alpha in [0, 1], temperature T > 0 (numbers or arrays).
+    Raises ValueError for other values, or for arrays whose shapes do not broadcast.
 
     >>> [round(collapsed_teacher_alpha(0.1, 10, t), 3) for t in (1, 2, 4)]
     [0.1, 0.539, 0.827]
     """
-    temperature = check_array(temperature, "temperature", np.nextafter(0, 1), np.finfo(np.float64).max)
+    alpha = check_array(alpha, "alpha", 0, 1)
+    temperature = check_array(temperature, "temperature", np.nextafter(0, 1), LARGEST)
+    _check_shapes(alpha=alpha, temperature=temperature)
     with np.errstate(over="ignore"):  # an infinite gap is meant for T → 0
         gap = np.asarray(optimal_gap(alpha, num_classes)) / temperature
     return alpha_from_gap(gap, num_classes)
@@ -98,6 +119,7 @@ def hessian_eigenvalues(alpha, num_classes):
     """Eigenvalues (along the gap, across the wrong classes) of diag(p) − p pᵀ at the optimum: (K a b, b).
 
     a = p_true, b = p_other. The third eigenvalue is 0, for the free offset. K = 2 has no "across".
+    Returns two numbers, or two arrays of alpha's shape. Raises ValueError for alpha outside [0, 1] or num_classes < 2.
     """
     p_true, p_other = optimal_probs(alpha, num_classes)
     return _plain(num_classes * np.asarray(p_true) * p_other), p_other
@@ -121,14 +143,16 @@ def hard_target_gap(time, num_classes):
 def loss_at_gap(gap, alpha, num_classes):
     """L(g) = ln(1 + (K − 1) e^{−g}) + α g (K − 1)/K: the smoothed loss where the true logit leads all others by g.
 
-    gap (any real number or array) and the loss in nats; alpha in [0, 1], where 0 is the hard target.
-    Its minimum over g is `loss_floor`, at `optimal_gap`.
+    gap (any real number or array, or +∞) and the loss in nats; alpha in [0, 1], where 0 is the hard target.
+    Its minimum over g is `loss_floor`, at `optimal_gap`. Raises ValueError for −∞, where the two terms' limits
+    are ∞ and −∞, for NaN, and for arrays whose shapes do not broadcast.
 
     >>> round(loss_at_gap(0.0, 0.1, 10), 3)  # ln 10
     2.303
     """
     classes = check_num_classes(num_classes)
-    gap, alpha = check_array(gap, "gap"), check_array(alpha, "alpha", 0, 1)
+    gap, alpha = check_array(gap, "gap", -LARGEST), check_array(alpha, "alpha", 0, 1)
+    _check_shapes(gap=gap, alpha=alpha)
     with np.errstate(invalid="ignore"):  # 0 · ∞: a hard target does not pull an infinite gap back
         pull = np.where(alpha > 0, alpha * ((classes - 1) / classes) * gap, 0.0)
     return _plain(np.logaddexp(0.0, np.log(classes - 1) - gap) + pull)
@@ -137,31 +161,35 @@ def loss_at_gap(gap, alpha, num_classes):
 def weighted_optimal_probs(targets, weight):
     """p_k = w_k t_k / Σ_c w_c t_c: the softmax that minimises −Σ_k w_k t_k ln p_k, the loss with class weights.
 
-    targets (..., K) with non-negative entries, weight (K,) with positive ones.
-    Raises ValueError for other values or shapes.
+    targets (..., K) with non-negative entries, weight (K,) with positive ones, all finite; the answer is (..., K).
+    Raises ValueError for other values or shapes, and for a row of targets without mass.
 
     >>> weighted_optimal_probs([0.95, 0.05], [0.01, 0.99]).round(3)
     array([0.161, 0.839])
     """
-    targets = check_array(targets, "targets", 0)
-    weight = check_array(weight, "weight", np.nextafter(0, 1))
+    targets = check_array(targets, "targets", 0, LARGEST)
+    weight = check_array(weight, "weight", np.nextafter(0, 1), LARGEST)
     if targets.ndim < 1 or weight.shape != targets.shape[-1:]:
         raise ValueError(f"expected targets (..., K) and weight (K,), got {targets.shape} and {weight.shape}")
-    mass = weight * targets
-    return mass / mass.sum(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # refused below
+        mass = weight * targets
+        total = mass.sum(axis=-1, keepdims=True)
+    if not ((total > 0) & (total < np.inf)).all():
+        raise ValueError("targets times weight must have a positive, finite sum in every row")
+    return mass / total
 
 
 def penalised_gap(alpha, num_classes, strength):
     """Gap that minimises smoothed cross-entropy + (λ/2) ‖z‖²: the g ≥ 0 with K/(e^g + K − 1) = α + λ g.
 
-    The penalty acts as extra smoothing λ g. alpha in [0, 1], strength λ ≥ 0 (numbers). At λ = 0 it is
-    `optimal_gap`; for λ > 0 it is finite even at α = 0.
+    The penalty acts as extra smoothing λ g. alpha in [0, 1], strength λ in [0, 1e300] (numbers). At λ = 0 it is
+    `optimal_gap`; for λ > 0 it is finite even at α = 0. Raises ValueError for other values.
 
     >>> round(penalised_gap(0.1, 10, 0.01), 3)
     4.124
     """
     classes, alpha = check_num_classes(num_classes), check_number(alpha, "alpha", 0, 1)
-    strength = check_number(strength, "strength", 0)
+    strength = check_number(strength, "strength", 0, 1e300)
     if strength == 0 or alpha == 1:
         return optimal_gap(alpha, classes)
     # At the root λ g < K e^{−g}, so beyond 1 it lies below ln(K/λ), even where the optimum without λ is infinite.

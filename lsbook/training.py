@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from .checks import check_int, check_positive
+
 
 class Batch(NamedTuple):
     """What a loss may look at besides the logits: inputs as the model saw them, labels, and the examples' indices."""
@@ -17,8 +19,20 @@ class Batch(NamedTuple):
 
 
 def default_device():
-    """The GPU if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that LSBOOK_DEVICE names ("cpu", "cuda", "cuda:1"); without it the GPU if there is one, else the CPU.
+
+    Raises ValueError if that device is unknown or not available here.
+    """
+    wish = os.environ.get("LSBOOK_DEVICE")
+    if not wish:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wish).cpu()  # the way back fails on "meta", which holds no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"LSBOOK_DEVICE must name a device that is available here, such as cpu, cuda or cuda:1; got {wish!r}"
+        ) from error
+    return wish
 
 
 @contextmanager
@@ -54,6 +68,36 @@ def progress_bar(items, **options):
     return tqdm(items, **options)
 
 
+def _check_schedule(split, epochs, batch_size, learning_rate):
+    """Raise unless there is something to train on, by a schedule that makes sense."""
+    examples, labels = len(split.inputs), len(split.labels)
+    if examples == 0 or examples != labels:
+        raise ValueError(f"expected as many labels as inputs, at least one: got {examples} inputs and {labels} labels")
+    check_int(epochs, "epochs", 0)
+    check_int(batch_size, "batch_size", 1)
+    check_positive(learning_rate, "learning_rate")
+
+
+def _train_epoch(model, split, loss, optimizer, batches):
+    """One step for each of `batches` (tensors of indices); returns the last batch's loss."""
+    for index in batches:
+        batch = Batch(split.inputs[index], split.labels[index], index)
+        value = loss(model(batch.inputs).logits, batch)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+    return value
+
+
+def _check_health(value, model, epoch, learning_rate):
+    """Raise if the loss or, by the last step, the weights have left the finite numbers."""
+    advice = f"in epoch {epoch}; try a learning rate below {learning_rate:g}"
+    if not value.isfinite():
+        raise FloatingPointError(f"the loss became {value.item()} {advice}")
+    if not all(weights.isfinite().all() for weights in model.parameters()):
+        raise FloatingPointError(f"the weights became infinite or NaN {advice}")
+
+
 def fit(
     model,
     split,
@@ -82,14 +126,11 @@ def fit(
 
     Raises
     ------
-    ValueError : empty data, or inputs and labels of different length.
-    FloatingPointError : the loss is no longer finite (says at which epoch).
+    TypeError, ValueError : empty data, inputs and labels of different length, epochs < 0, batch_size < 1, or a
+        learning rate that is not positive and finite.
+    FloatingPointError : the loss or the weights are no longer finite (says at which epoch).
     """
-    inputs, labels = split.inputs, split.labels
-    if len(inputs) == 0 or len(inputs) != len(labels):
-        raise ValueError(
-            f"expected as many labels as inputs, at least one: got {len(inputs)} inputs and {len(labels)} labels"
-        )
+    _check_schedule(split, epochs, batch_size, learning_rate)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
     )
@@ -97,17 +138,9 @@ def fit(
     history = [record(0, model)] if record else []
     model.train()
     for epoch in progress_bar(range(1, epochs + 1), desc=label, leave=False):
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        for index in order.split(batch_size):
-            batch = Batch(inputs[index], labels[index], index)
-            value = loss(model(batch.inputs).logits, batch)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
-        if not value.isfinite():
-            raise FloatingPointError(
-                f"the loss became {value.item()} in epoch {epoch}; try a learning rate below {learning_rate:g}"
-            )
+        order = torch.randperm(len(split.inputs), generator=generator).to(split.inputs.device)
+        value = _train_epoch(model, split, loss, optimizer, order.split(batch_size))
+        _check_health(value, model, epoch, learning_rate)
         if record:
             history.append(record(epoch, model))
     return [row for row in history if row is not None]

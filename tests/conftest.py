@@ -5,7 +5,14 @@ import shutil
 
 import pytest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# `make browser` looks for the same.
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 # No sandbox (it needs rights that containers lack), and nothing that reaches for the network by itself.
 BROWSER_OPTIONS = [
     "--no-sandbox",

@@ -64,13 +64,21 @@ def test_half_precision_logits_are_summed_in_float64():
 @pytest.mark.parametrize(
     ("logits", "labels", "error", "message"),
     [
-        (np.zeros(3), [0], ValueError, "expected logits (N, K) and labels (N,) with N ≥ 1, got (3,) and (1,)"),
-        (np.zeros((2, 3)), [0], ValueError, "expected logits (N, K) and labels (N,) with N ≥ 1, got (2, 3) and (1,)"),
-        (np.zeros((0, 3)), np.zeros(0, int), ValueError, "with N ≥ 1, got (0, 3) and (0,)"),
+        (np.zeros(3), [0], ValueError, "logits must have shape (N, K) with N ≥ 1 and K ≥ 2, got (3,)"),
+        (np.zeros((2, 3)), [0], ValueError, "labels must have shape (N,) for logits (N, K), got (1,) for (2, 3)"),
+        (
+            np.zeros((0, 3)),
+            np.zeros(0, int),
+            ValueError,
+            "logits must have shape (N, K) with N ≥ 1 and K ≥ 2, got (0, 3)",
+        ),
         (np.zeros((1, 3)), [3], ValueError, "labels must lie in [0, 2], got 3 to 3"),
         (np.zeros((1, 3)), [-1], ValueError, "labels must lie in [0, 2], got -1 to -1"),
         (np.zeros((1, 3)), [0.0], TypeError, "labels must be integers (class indices), got dtype float64"),
         (np.zeros((1, 3)), [True], TypeError, "labels must be integers (class indices), got dtype bool"),
+        (np.zeros((2, 1)), [0, 0], ValueError, "with N ≥ 1 and K ≥ 2, got (2, 1)"),
+        ([["a", "b"]], [0], TypeError, "logits must be a real number or an array of them, got [['a', 'b']]"),
+        ([[1j, 0]], [0], TypeError, "logits must be a real number or an array of them"),
         ([[0, math.nan, 1]], [0], ValueError, "logits must be finite, got NaN or infinity"),
     ],
 )
@@ -79,3 +87,12 @@ def test_bad_input(name, logits, labels, error, message):
     with pytest.raises(error) as caught:
         getattr(calibration, name)(logits, labels)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_of_any_precision_and_with_gradients(dtype):
+    """Regression: numpy has no bfloat16, and takes no tensor that requires a gradient."""
+    logits = torch.tensor(HAND_MADE).to(dtype).requires_grad_()
+    expected = calibration.negative_log_likelihood(logits.detach().double().numpy(), LABELS)
+    assert calibration.negative_log_likelihood(logits, torch.tensor(LABELS)) == expected
+    assert calibration.logit_gaps(logits, LABELS).dtype == np.float64

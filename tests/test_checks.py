@@ -101,3 +101,73 @@ def test_finite():
         checks.check_finite(torch.tensor([math.nan, 0, -math.inf]), "logits")
     with pytest.raises(ValueError, match="logits must be finite, got 2 of 2 entries"):
         checks.check_finite(torch.tensor([math.inf, -math.inf]), "logits")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tensors_as_numpy(dtype):
+    tensor = torch.tensor([0.5, 2.0], dtype=dtype, requires_grad=True)
+    array = checks.as_numpy(tensor)
+    assert (array.dtype, array.tolist()) == (np.float64, [0.5, 2.0])
+    assert checks.check_array(tensor, "alpha").tolist() == [0.5, 2.0]
+
+
+def test_what_is_no_float_tensor_keeps_its_kind():
+    assert checks.as_numpy(torch.tensor([1, 2])).dtype == np.int64
+    assert checks.as_numpy(torch.tensor([True])).dtype == np.bool_
+    assert checks.as_numpy(np.float16([1])).dtype == np.float16
+    assert checks.as_numpy([1, 2]).tolist() == [1, 2]
+
+
+def test_int_of_at_least():
+    assert checks.check_int(np.int8(0), "epochs", 0) == 0
+    with pytest.raises(ValueError, match="epochs must be at least 0, got -1"):
+        checks.check_int(-1, "epochs", 0)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_positive(value):
+    assert checks.check_positive(np.float32(0.5), "learning_rate") == 0.5
+    with pytest.raises(ValueError, match=f"learning_rate must be positive and finite, got {value}"):
+        checks.check_positive(value, "learning_rate")
+
+
+def test_choice_names_the_choices_and_the_nearest():
+    assert checks.check_choice("sum", "reduction", ("mean", "sum")) == "sum"
+    for value, hint in (("maen", "; did you mean 'mean'?"), ("xyz", "")):
+        with pytest.raises(ValueError) as caught:
+            checks.check_choice(value, "reduction", ("mean", "sum"))
+        assert str(caught.value) == f"reduction must be one of 'mean', 'sum', got {value!r}{hint}"
+    with pytest.raises(TypeError, match=r"reduction must be a string, got None \(NoneType\)"):
+        checks.check_choice(None, "reduction", ("mean", "sum"))
+
+
+@pytest.mark.parametrize("convention", [None, 1, ["uniform"]])
+def test_convention_that_is_no_string(convention):
+    with pytest.raises(TypeError, match="convention must be a string, got "):
+        checks.check_convention(convention)
+
+
+def test_label_types_are_checked_without_a_look_at_values():
+    assert checks.check_label_type(torch.empty(2, dtype=torch.int32, device="meta")).dtype == torch.int64
+    with pytest.raises(ValueError, match="labels must hold at least one label"):
+        checks.check_label_type(torch.empty(0, dtype=torch.long, device="meta"))
+    with pytest.raises(TypeError, match="labels must be integers"):
+        checks.check_label_type(torch.empty(2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, math.nan], "weight must be finite, got 1 of 2 entries"),
+        ([1.0, math.inf], "weight must be finite, got 1 of 2 entries"),
+        ([1.0, -0.5], "weight must have no negative entry, got a smallest entry of -0.5"),
+        ([0.0, 0.0], "weight must have a positive entry, got zeros only"),
+    ],
+)
+def test_values_of_weights(weight, message):
+    weight = torch.tensor(weight)
+    with pytest.raises(ValueError, match=message):
+        checks.check_weight(weight, 2)
+    checks.check_weight(weight, 2, validate=False)
+    checks.check_weight(torch.empty(2, device="meta"), 2, validate=False)  # looks at no value
+    checks.check_weight(torch.tensor([0.0, 1e-30]), 2)

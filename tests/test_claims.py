@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -93,6 +94,29 @@ def test_verdicts(low, high, higher, lower):
     assert (verdict(interval, "higher"), verdict(interval, "lower")) == (higher, lower)
 
 
+@pytest.mark.parametrize(("low", "high"), [(math.nan, 1.0), (-1.0, math.nan), (1.0, -1.0), (0.3, 0.1)])
+def test_no_verdict_on_what_is_no_interval(low, high):
+    """Regression: NaN counted as "contradicted"."""
+    with pytest.raises(ValueError) as caught:
+        verdict(Interval(0.2, low, high, 5), "higher")
+    assert str(caught.value) == f"interval must have low ≤ high, got {low} and {high}"
+
+
+def test_words_are_no_numbers():
+    with pytest.raises(TypeError, match="values must be a real number or an array of them, got 'a'"):
+        mean_interval("a")
+    with pytest.raises(TypeError, match=r"confidence must be one real number, got 'a' \(str\)"):
+        mean_interval([1, 2], "a")
+    with pytest.raises(TypeError, match="control must be a real number"):
+        paired_difference([1, 2], "ab")
+
+
+def test_tensors_of_values():
+    treated, control = torch.tensor([2.0, 4.0, 6.0]), torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    assert mean_interval(treated.requires_grad_()) == mean_interval([2, 4, 6])
+    assert paired_difference(treated, control) == mean_interval([1, 3, 5])
+
+
 def test_unknown_claim():
     with pytest.raises(ValueError, match="claim must be 'higher' or 'lower', got 'better'"):
         verdict(Interval(0, 0, 0, 2), "better")
@@ -135,5 +159,5 @@ def test_table_2_of_the_paper():
 
 
 def test_unknown_table():
-    with pytest.raises(KeyError, match="data/paper.toml has no table 'table9'; it has table1, table2"):
+    with pytest.raises(ValueError, match="data/paper.toml has no table 'table9'; it has table1, table2"):
         claims.paper("table9")

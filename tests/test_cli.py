@@ -43,8 +43,13 @@ def test_check_reports_a_change_in_its_status(notebook, capsys):
     book = nbformat.read(notebook, 4)
     book.metadata["widgets"] = {"state": {}}
     nbformat.write(book, notebook)
-    assert run(capsys, "notebooks", "--no-run", "--check", notebook) == (1, f"changed: {notebook}\n", "")
-    assert run(capsys, "notebooks", "--no-run", "--check", notebook)[0] == 0
+    before = notebook.read_bytes()
+    for _ in range(2):  # regression: the first look wrote the file, so that the second found nothing
+        found = run(capsys, "notebooks", "--no-run", "--check", notebook)
+        assert found == (1, f"would change: {notebook}\n", "")
+        assert notebook.read_bytes() == before
+    assert run(capsys, "notebooks", "--no-run", notebook) == (0, f"changed: {notebook}\n", "")
+    assert run(capsys, "notebooks", "--no-run", "--check", notebook) == (0, f"as it was: {notebook}\n", "")
 
 
 def test_without_paths_it_takes_the_book(notebook, capsys, monkeypatch):

@@ -32,13 +32,60 @@ def test_a_spec_equals_its_own_json():
         assert set(spec.as_dict()) == {field.name for field in fields(Spec)}
 
 
-def test_every_field_of_a_spec_changes_its_hash():
+def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
+    names = {"preset": "paper", "dtype": "float32", "dataset": "other"}
+    monkeypatch.setitem(experiments.DATASETS, "other", datasets.digits)
     changes = {
-        field.name: {str: "x", int: 12345, float: 0.123}.get(type(getattr(TINY, field.name)), (12345,))
+        field.name: names.get(field.name)
+        or {str: "x", int: 12345, float: 0.123}.get(type(getattr(TINY, field.name)), (12345,))
         for field in fields(Spec)
     }
     hashes = {runs.spec_hash(replace(TINY, **{name: value}).as_dict()) for name, value in changes.items()}
     assert len(hashes | {runs.spec_hash(TINY.as_dict())}) == len(fields(Spec)) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("alpha", [0.0, 0, -0.0, np.float32(0), np.int64(0)]),
+        ("weight_decay", [1.0, 1, np.float64(1)]),
+        ("seed", [3, np.int64(3), np.uint8(3)]),
+        ("hidden", [(6, 4), [6, 4], np.array([6, 4])]),
+        ("record_epochs", [(0, 3), range(0, 4, 3)]),
+    ],
+)
+def test_equal_values_of_any_type_have_one_hash(name, values):
+    """Regression: alpha=0 and alpha=0.0 were two runs, and a numpy seed could not be written as JSON."""
+    assert len({runs.spec_hash(replace(TINY, **{name: value}).as_dict()) for value in values}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"alpha": 1.5}, ValueError, "alpha must lie in [0, 1], got 1.5"),
+        ({"alpha": "0.1"}, TypeError, "alpha must be one real number, got '0.1' (str)"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": 0.5}, TypeError, "seed must be an int, got 0.5 (float)"),
+        ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"train_examples": 0}, ValueError, "train_examples must be at least 1, got 0"),
+        ({"hidden": (6, 0)}, ValueError, "hidden must be at least 1, got 0"),
+        ({"record_epochs": (0.5,)}, TypeError, "record_epochs must be an int, got 0.5 (float)"),
+        ({"learning_rate": 0}, ValueError, "learning_rate must be positive and finite, got 0"),
+        ({"learning_rate": float("inf")}, ValueError, "learning_rate must be positive and finite, got inf"),
+        ({"momentum": -0.1}, ValueError, "momentum must lie in [0, 1], got -0.1"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay must lie in [0, 1.79769e+308], got -0.1"),
+        ({"dataset": "digit"}, ValueError, "dataset must be one of 'digits', got 'digit'; did you mean 'digits'?"),
+        ({"dataset": "Split"}, ValueError, "dataset must be one of 'digits', got 'Split'"),
+        ({"preset": "labtop"}, ValueError, "got 'labtop'; did you mean 'laptop'?"),
+        ({"dtype": "float23"}, ValueError, "got 'float23'; did you mean 'float32'?"),
+        ({"dtype": torch.float32}, TypeError, "dtype must be a string, got torch.float32 (dtype)"),
+    ],
+)
+def test_bad_specs(change, error, message):
+    with pytest.raises(error) as caught:
+        replace(TINY, **change)
+    assert message in str(caught.value)
 
 
 def test_variants_come_in_order_last_choice_fastest():
@@ -107,6 +154,20 @@ def test_training_is_written_out_by_hand(tiny_run):
         ).backward()
         optimizer.step()
     np.testing.assert_allclose(model.head.weight.detach(), tiny_run.arrays["head_weight"], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [("float64", "float64"), ("float32", "float32"), ("float16", "float16"), ("bfloat16", "float32")],
+)
+def test_every_precision_trains_and_is_stored(tmp_path, dtype, stored):
+    """Regression: numpy has no bfloat16, so such a run could be neither measured nor stored."""
+    spec = replace(DIGITS_FEW, preset="smoke", epochs=20, record_epochs=(20,), dtype=dtype, alpha=0.1)
+    run = experiments.load_or_train(spec, tmp_path, "cpu")
+    assert {a.dtype.name for n, a in run.arrays.items() if "labels" not in n} == {stored}
+    assert run.history[-1]["train_accuracy"] > 0.95
+    again = runs.load(spec.as_dict(), tmp_path)
+    assert all((again.arrays[name] == array).all() for name, array in run.arrays.items())
 
 
 def test_smoothing_lowers_confidence_and_training_fits():
@@ -179,6 +240,16 @@ def test_metrics_curves_and_gaps_of_many_runs(tiny_run):
     assert (gaps[2] == calibration.logit_gaps(*many[2].logits_and_labels("train"))).all()
 
 
+def test_without_runs_or_records_it_says_what_is_missing(tiny_run):
+    bare = replace(tiny_run, history=[])
+    for read in (experiments.metric, experiments.curve):
+        with pytest.raises(ValueError, match="runs_ must hold at least one run, got none"):
+            read([], "test_nll")
+        for many in ([bare], [tiny_run, bare]):
+            with pytest.raises(ValueError, match="a run without: set record_epochs in its spec"):
+                read(many, "test_nll")
+
+
 # --- linear templates by a gradient that is given
 
 
@@ -207,3 +278,15 @@ def test_only_the_true_gradient_ends_where_it_vanishes():
     _, wrong_loss, wrong = experiments.train_templates(split, 0.2, lambda p, t: t * (p - 1), steps=3000)
     assert right < 1e-10 < 1e-3 < wrong
     assert right_loss < wrong_loss
+
+
+def test_templates_where_the_last_class_is_absent():
+    """A fourth class that no example has: its template is there, and learns to stay below."""
+    split = toy_split()
+    assert experiments.train_templates(split, 0.2, lambda p, t: p - t, steps=1)[0].shape == (4, 3)
+    end, loss, gradient = experiments.train_templates(split, 0.2, lambda p, t: p - t, steps=5, num_classes=4)
+    assert end.shape == (4, 4)
+    expected = F.cross_entropy(split.inputs @ end, split.labels, label_smoothing=0.2).item()
+    assert loss == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="num_classes must be at least 2, got 0"):
+        experiments.train_templates(split, 0.2, lambda p, t: p - t, num_classes=0)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -94,8 +95,10 @@ def test_float32_rows_and_leading_dimensions():
         ([[0.5, 0.5], [0.7, 0.7]], "p must have rows that sum to 1, got a row that sums to 1.4"),
         ([1.5, -0.5], "p must have no negative entry and no NaN, got a smallest entry of -0.5"),
         ([math.nan, 1.0], "p must have no negative entry and no NaN, got a smallest entry of nan"),
-        (0.5, "p must have shape (..., num_classes) and hold something, got shape ()"),
-        ([], "p must have shape (..., num_classes) and hold something, got shape (0,)"),
+        (0.5, "p must have shape (..., K) with K ≥ 2 and hold something, got shape ()"),
+        ([], "p must have shape (..., K) with K ≥ 2 and hold something, got shape (0,)"),
+        ([1.0], "p must have shape (..., K) with K ≥ 2 and hold something, got shape (1,)"),
+        ([[1.0], [1.0]], "p must have shape (..., K) with K ≥ 2 and hold something, got shape (2, 1)"),
     ],
 )
 def test_bad_distributions(values, message):
@@ -113,3 +116,59 @@ def test_the_second_argument_is_checked_too():
     for function in (information.cross_entropy, information.kl_divergence):
         with pytest.raises(ValueError, match=r"q must have rows that sum to 1, got a row that sums to 2"):
             function([0.5, 0.5], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("p_shape", "q_shape"), [((3, 4), (3, 5)), ((4,), (5,)), ((2, 3, 4), (3, 4)), ((1, 4), (3, 4)), ((4,), (3, 1, 2))]
+)
+def test_shapes_that_do_not_fit(p_shape, q_shape):
+    """Regression: numpy broadcast (1, K) and K = 1 in silence, and named no argument for the rest."""
+    p, q = (np.full(shape, 1 / shape[-1]) for shape in (p_shape, q_shape))
+    for function in (information.cross_entropy, information.kl_divergence):
+        for first, second in ((p, q), (q, p)):
+            with pytest.raises(ValueError) as caught:
+                function(first, second)
+            expected = (
+                f"p and q must have one shape (..., K), or one of them (K,), got {first.shape} and {second.shape}"
+            )
+            assert str(caught.value) == expected
+
+
+def test_one_distribution_against_many():
+    p, q = np.full((2, 3, 4), 0.25), np.array([0.1, 0.2, 0.3, 0.4])
+    for function in (information.cross_entropy, information.kl_divergence):
+        assert function(p, q).shape == function(q, p).shape == (2, 3)
+        assert function(q, p)[0, 0] == function(q, p[0, 0])
+
+
+def test_what_is_no_number():
+    with pytest.raises(TypeError, match="p must be a real number or an array of them"):
+        information.entropy(["a", "b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000, 32000])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
+def test_softmax_rows_of_any_precision(dtype, num_classes, scale):
+    """Regression: rows of float16 were off by 5.5e-4 and refused, those of bfloat16 unreadable."""
+    generator = torch.Generator().manual_seed(0)
+    probs = (torch.randn(8, num_classes, generator=generator) * scale).to(dtype).softmax(-1)
+    expected = torch.special.entr(probs.double()).sum(-1)
+    np.testing.assert_allclose(information.entropy(probs.requires_grad_()), expected, rtol=1e-12)
+    if dtype != torch.bfloat16:  # which numpy lacks
+        assert (information.entropy(probs.detach().numpy()) == information.entropy(probs)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "inside", "outside"),
+    [
+        (torch.float64, 9e-7, 2e-6),
+        (torch.float32, 9e-7, 2e-6),
+        (torch.float16, 2.0**-10, 2.0**-8),
+        (torch.bfloat16, 2.0**-7, 2.0**-5),
+    ],
+)
+def test_the_tolerance_is_that_of_the_dtype(dtype, inside, outside):
+    information.entropy(torch.tensor([0.5, 0.5 - inside], dtype=torch.float64).to(dtype))
+    with pytest.raises(ValueError, match="p must have rows that sum to 1"):
+        information.entropy(torch.tensor([0.5, 0.5 - outside], dtype=torch.float64).to(dtype))

@@ -115,6 +115,16 @@ def test_killed_while_writing_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         notebooks.update(path, run=False)
     assert path.read_bytes() == before
+    assert files(tmp_path) == ["toy.ipynb"]  # no .part
+
+
+def test_looking_writes_nothing(tmp_path, capsys):
+    path = write(tmp_path / "toy.ipynb", "print(1)", widgets={})
+    before = path.read_bytes()
+    assert notebooks.update(path, run=False, write=False)
+    assert notebooks.update_all([path], run=False, write=False) == [path]
+    assert capsys.readouterr().out == f"would change: {path}\n"
+    assert (path.read_bytes(), files(tmp_path)) == (before, ["toy.ipynb"])
 
 
 def test_update_all_says_what_it_did(tmp_path, capsys):
@@ -166,7 +176,7 @@ def test_setup_cell_does_nothing_elsewhere(monkeypatch):
 def test_setup_cell_clones_the_stamped_repository(monkeypatch):
     commands, folders = run_setup_cell(monkeypatch, "some-one/the.book")
     clone = [command for command, _ in commands if "git clone" in command]
-    assert clone == ["git clone --depth 1 https://github.com/some-one/the.book /content/book"]
+    assert clone == ["git clone --depth 1 --branch colab https://github.com/some-one/the.book /content/book"]
     assert folders == ["/content/book/chapters"]
     assert "/content/book" in sys.path
     assert all(options.get("check") for _, options in commands)  # a failing command stops the cell
@@ -174,7 +184,7 @@ def test_setup_cell_clones_the_stamped_repository(monkeypatch):
 
 def test_setup_cell_asks_where_nothing_is_stamped(monkeypatch):
     commands, _ = run_setup_cell(monkeypatch, answer=" me/fork \n")
-    assert commands[0][0] == "git clone --depth 1 https://github.com/me/fork /content/book"
+    assert commands[0][0] == "git clone --depth 1 --branch colab https://github.com/me/fork /content/book"
 
 
 def test_setup_cell_run_twice_clones_once(monkeypatch):
@@ -191,9 +201,10 @@ def test_setup_cell_keeps_torch_and_numpy_of_colab(monkeypatch):
     assert not any(name in installs[0] for name in ("torch", "numpy", "requirements"))
     naming = [command for command, _ in commands if "torch" in command or "numpy" in command]
     assert len(naming) == 1
-    assert naming[0].startswith("pip list --format=freeze | grep -E '^(torch|numpy)=='")
+    pip = f"{sys.executable} -m pip"  # the kernel's own, whatever stands first on the path
+    assert naming[0].startswith(f"{pip} list --format=freeze | grep -E '^(torch|numpy)=='")
     constraints = naming[0].split("> ")[1]
-    assert f"-c {constraints} " in installs[0]
+    assert installs[0].startswith(f"{pip} install -q -c {constraints} ")
     assert commands.index((naming[0], {"shell": True, "check": True})) < commands.index(
         (installs[0], {"shell": True, "check": True})
     )
@@ -202,6 +213,7 @@ def test_setup_cell_keeps_torch_and_numpy_of_colab(monkeypatch):
 def test_setup_cell_is_short_and_the_same_but_for_the_repository():
     plain, stamped = notebooks.setup_cell(), notebooks.setup_cell("a/b")
     assert len(plain.splitlines()) <= 20
+    assert max(map(len, plain.splitlines())) <= 88
     different = [(old, new) for old, new in zip(plain.splitlines(), stamped.splitlines(), strict=True) if old != new]
     assert different == [(different[0][0], different[0][0].replace('""', '"a/b"', 1))]
     assert notebooks.is_setup(new_code_cell(plain))

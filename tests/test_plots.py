@@ -3,6 +3,7 @@
 import ast
 import inspect
 import io
+import math
 import subprocess
 import sys
 
@@ -261,3 +262,19 @@ def test_unequal_columns():
         plots.table({"a": [1, 2], "b": [1]})
     with pytest.raises(ValueError, match="columns must be of one length, at least 1, got {}"):
         plots.table({})
+
+
+def test_powers_of_ten():
+    assert plots.in_powers(torch.tensor([0.0, 3e-14, 1e-11, 250.0], dtype=torch.float64), below=1e-11) == [
+        "< 1e-11"
+    ] * 2 + [
+        "1.0e-11",
+        "2.5e+02",
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, -1e-20])
+def test_what_has_no_size_is_not_called_small(value):
+    """Regression: NaN and negative numbers were printed as "< 1e-11"."""
+    with pytest.raises(ValueError, match=rf"values must lie in \[0, inf\], got {value}"):
+        plots.in_powers([0.5, value], below=1e-11)

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import conftest
 import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from lsbook import notebooks
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "_ext"))
@@ -163,6 +167,8 @@ def test_ci_is_what_a_reader_runs():
     assert ".ci/run" in steps
     branch = book_extension.theme_options("owner/name")["repository_branch"]
     assert any(f"git push --force origin {branch}\n" in f"{step}\n" for step in steps)
+    assert f"--branch {branch} " in notebooks.setup_cell()
+    assert "deploy-pages" in workflow["jobs"]["publish"]["steps"][-1]["uses"]  # after the branch its buttons open
 
 
 def test_make_test_runs_every_kind_of_check():
@@ -178,6 +184,24 @@ def test_make_test_runs_every_kind_of_check():
         "-m html",
     ):
         assert part in shown, part
+
+
+def test_make_looks_for_the_browsers_of_the_tests():
+    assert [name for name in conftest.BROWSERS if not re.search(rf'[ "]{re.escape(name)}[ ";]', read("Makefile"))] == []
+
+
+def test_an_environment_that_was_moved_is_made_afresh(tmp_path):
+    """Seen from the shell commands that make would run: with this checkout's own stamp there are none."""
+    for file in ("Makefile", "requirements.txt", "pyproject.toml"):
+        (tmp_path / file).write_text(read(file), encoding="utf-8")
+    (tmp_path / ".venv").mkdir()
+
+    def shown(path):
+        (tmp_path / ".venv" / ".complete").write_text(f"{path}\n")
+        return subprocess.run(["make", "-n", "env"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "pip install" in shown("/elsewhere")
+    assert "pip install" not in shown(tmp_path.resolve())
 
 
 def test_an_old_python_is_told_so(tmp_path):
@@ -208,6 +232,15 @@ def test_the_repository_of_the_book_goes_before_that_of_the_workflow():
     options = book_extension.theme_options("someone/fork")
     assert options["repository_url"] == "https://github.com/someone/fork"
     assert options["launch_buttons"]["colab_url"] == "https://colab.research.google.com"
+
+
+@pytest.mark.parametrize(("source", "kept"), [("chapters/logit_gap.ipynb", True), ("intro.md", False)])
+def test_the_launch_button_stands_on_notebooks_alone(source, kept):
+    app = SimpleNamespace(env=SimpleNamespace(doc2path=lambda page: f"/book/{source}"))
+    launch, other = {"label": "launch-buttons", "buttons": []}, {"type": "group", "buttons": []}
+    context = {"header_buttons": [launch, other]}
+    book_extension.keep_launch_on_notebooks(app, "page", "page.html", context, None)
+    assert context["header_buttons"] == ([launch, other] if kept else [other])
 
 
 @pytest.mark.parametrize("wrong", ["book", "https://github.com/a/b", "a/b/c", "a b/c", "/b", "a/", 'a/b"><script>'])

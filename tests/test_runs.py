@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -255,5 +258,27 @@ def test_provenance():
     assert made_by["device"] == "cpu"
     assert made_by["wall_seconds"] == 1.3
     assert made_by["numpy"] == np.__version__
-    assert set(made_by) == {"lsbook", "torch", "numpy", "python", "device", "wall_seconds"}
+    assert set(made_by) == {"lsbook", "code", "torch", "numpy", "python", "device", "wall_seconds"}
     assert json.loads(json.dumps(made_by)) == made_by
+
+
+def test_provenance_of_a_gpu_names_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "NVIDIA H200"}.get)
+    made_by = runs.provenance(torch.device("cuda:1"), 1)
+    assert (made_by["device"], made_by["device_name"]) == ("cuda:1", "NVIDIA H200")
+
+
+def test_code_digest_depends_on_every_file_and_on_nothing_else(tmp_path, monkeypatch):
+    for path in Path(runs.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    real = runs.code_digest()
+    assert re.fullmatch("[0-9a-f]{12}", real)
+    assert runs.provenance("cpu", 1)["code"] == real
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    (tmp_path / "notes.txt").write_text("no code")
+    assert runs.code_digest() == real
+    with open(tmp_path / "theory.py", "a") as file:
+        file.write("#")
+    changed = runs.code_digest()
+    (tmp_path / "theory.py").rename(tmp_path / "theories.py")
+    assert len({real, changed, runs.code_digest()}) == 3

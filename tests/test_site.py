@@ -1,8 +1,6 @@
 """The built pages: nothing from elsewhere, no broken link, nothing unrendered. Run after `make book`."""
 
-import os
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -161,6 +159,12 @@ def test_links_within_the_book_lead_somewhere():
     assert broken == []
 
 
+def test_colab_buttons_open_notebooks():
+    """Only a build that knows its repository has such buttons, as that of the workflow does."""
+    opened = {path for html in pages().values() for path in re.findall(r"/blob/colab/([^\"?#]+)", html)}
+    assert [path for path in sorted(opened) if not (path.endswith(".ipynb") and (ROOT / path).is_file())] == []
+
+
 def test_explorers_are_loaded_where_they_stand_and_nowhere_else():
     for path, html in pages().items():
         page = BeautifulSoup(html, "html.parser")
@@ -171,54 +175,31 @@ def test_explorers_are_loaded_where_they_stand_and_nowhere_else():
         assert len(page.select("noscript a.reference")) >= len(placed), name(path)
 
 
-def find_browser():
-    """Path of a Chromium or Chrome; without one the test fails under CI and is skipped elsewhere."""
-    for command in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if path := shutil.which(command):
-            return path
-    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-    if Path(mac).exists():
-        return mac
-    message = "no Chromium or Chrome here: `make browser` says how to get one"
-    if os.environ.get("CI"):
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
-
-
-def test_in_a_browser_pages_fetch_nothing_from_elsewhere_and_fit_a_phone():
+def test_in_a_browser_pages_fetch_nothing_from_elsewhere_and_fit_a_phone(browser):
     """Every page, opened from disk as a reader does, 420 pixels wide: formulas set, no error, no sideways scrolling."""
-    from playwright.sync_api import sync_playwright
-
-    # No start page, no updates: a browser's own traffic is not the book's.
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    quiet += ["--disable-background-networking", "--disable-component-update"]
-    program, problems = find_browser(), []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=quiet)
-        tab = browser.new_page(viewport={"width": 420, "height": 900})
-        tab.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(f"fetches {r.url}"),
+    problems = []
+    tab = browser.new_page(viewport={"width": 420, "height": 900})
+    tab.on(
+        "request",
+        lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(f"fetches {r.url}"),
+    )
+    tab.on("requestfailed", lambda r: problems.append(f"cannot fetch {r.url}"))
+    tab.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+    for path, html in pages().items():
+        if 'http-equiv="Refresh"' in html:  # index.html only leads on to the first page
+            continue
+        tab.goto(path.as_uri(), wait_until="load")
+        tab.evaluate("window.MathJax && MathJax.startup && MathJax.startup.promise")
+        seen = tab.evaluate(
+            """() => ({
+                errors: [...document.querySelectorAll("mjx-merror")].map(e => e.textContent),
+                formulas: document.querySelectorAll(".math").length,
+                set: document.querySelectorAll("mjx-container").length,
+                wide: document.documentElement.scrollWidth})"""
         )
-        tab.on("requestfailed", lambda r: problems.append(f"cannot fetch {r.url}"))
-        tab.on("pageerror", lambda error: problems.append(f"script error: {error}"))
-        for path, html in pages().items():
-            if 'http-equiv="Refresh"' in html:  # index.html only leads on to the first page
-                continue
-            tab.goto(path.as_uri(), wait_until="load")
-            tab.evaluate("window.MathJax && MathJax.startup && MathJax.startup.promise")
-            seen = tab.evaluate(
-                """() => ({
-                    errors: [...document.querySelectorAll("mjx-merror")].map(e => e.textContent),
-                    formulas: document.querySelectorAll(".math").length,
-                    set: document.querySelectorAll("mjx-container").length,
-                    wide: document.documentElement.scrollWidth})"""
-            )
-            if seen["errors"] or seen["set"] < seen["formulas"]:
-                problems.append(
-                    f"{name(path)}: {seen['set']} of {seen['formulas']} formulas set, errors {seen['errors']}"
-                )
-            if seen["wide"] > 420:
-                problems.append(f"{name(path)} is {seen['wide']} pixels wide on a screen of 420")
-        browser.close()
+        if seen["errors"] or seen["set"] < seen["formulas"]:
+            problems.append(f"{name(path)}: {seen['set']} of {seen['formulas']} formulas set, errors {seen['errors']}")
+        if seen["wide"] > 420:
+            problems.append(f"{name(path)} is {seen['wide']} pixels wide on a screen of 420")
+    tab.close()
     assert problems == []

@@ -319,6 +319,41 @@ def test_validate_false_looks_at_no_value():
         smoothed_cross_entropy(logits, labels, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.zeros(2), TypeError, "labels must be integers (class indices), got dtype torch.float32"),
+        (torch.zeros(2, dtype=torch.bool), TypeError, "got dtype torch.bool"),
+        (torch.zeros(0, dtype=torch.long), ValueError, "labels must hold at least one label"),
+    ],
+)
+def test_validate_false_still_checks_the_kind_of_labels(labels, error, message):
+    """Regression: 0.7 was taken for class 0, and an empty batch gave NaN."""
+    logits = torch.zeros(len(labels), 3)
+    for loss in (
+        lambda: smoothed_cross_entropy(logits, labels, 0.1, validate=False),
+        lambda: sequence_cross_entropy(logits, labels, 0.1, 1, validate=False),
+    ):
+        with pytest.raises(error) as caught:
+            loss()
+        assert message in str(caught.value)
+
+
+def test_weights_that_leave_no_label_matter_only_to_the_mean():
+    logits, labels, weight = torch.zeros(2, 3), torch.tensor([0, 0]), torch.tensor([0.0, 1.0, 1.0])
+    for reduction in ("sum", "none"):
+        assert smoothed_cross_entropy(logits, labels, 0.3, weight=weight, reduction=reduction).isfinite().all()
+    assert smoothed_cross_entropy(logits, labels, 0.3, weight=weight, validate=False).isnan()
+
+
+def test_weights_go_to_the_device_and_dtype_of_the_logits():
+    """The meta device stands in for a GPU."""
+    logits, labels = torch.empty(2, 3, device="meta"), torch.empty(2, dtype=torch.long, device="meta")
+    weight = torch.ones(3, dtype=torch.float64)
+    loss = smoothed_cross_entropy(logits, labels, 0.1, weight=weight, validate=False)
+    assert (loss.device.type, loss.dtype) == ("meta", torch.float32)
+
+
 # --- sequences
 
 
@@ -466,6 +501,12 @@ BAD_FOR_BOTH_LOSSES = [
     ({"alpha": math.nan}, ValueError, f"alpha {ALPHA_RANGE} nan"),
     ({"alpha": "x"}, TypeError, "alpha must be one real number, got 'x' (str)"),
     ({"convention": "paper"}, ValueError, "convention must be 'uniform'"),
+    ({"convention": None}, TypeError, "convention must be a string, got None (NoneType)"),
+    (
+        {"labels": torch.zeros(2, dtype=torch.long, device="meta")},
+        ValueError,
+        "logits and labels must be on one device, got cpu and meta",
+    ),
     ({"logits": [[0.0, 1.0]]}, TypeError, "logits must be a torch tensor, got [[0.0, 1.0]] (list)"),
     ({"logits": np.zeros((2, 4))}, TypeError, "logits must be a torch tensor, got array("),
     ({"logits": LOGITS.long()}, TypeError, "logits must be floating point, got dtype torch.int64"),
@@ -503,7 +544,16 @@ BAD_FOR_BOTH_LOSSES = [
         ({"weight": [1.0] * 4}, TypeError, "weight must be a torch tensor, got [1.0, 1.0, 1.0, 1.0] (list)"),
         ({"weight": torch.ones(3)}, ValueError, "weight must have shape (4,), one entry a class, got (3,)"),
         ({"weight": torch.ones(4).long()}, TypeError, "weight must be floating point, got dtype torch.int64"),
-        ({"reduction": "average"}, ValueError, "average is not a valid value for reduction"),
+        ({"reduction": "average"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'average'"),
+        ({"reduction": None}, TypeError, "reduction must be a string, got None (NoneType)"),
+        ({"weight": torch.tensor([1, 1, 1, math.nan])}, ValueError, "weight must be finite, got 1 of 4 entries"),
+        ({"weight": torch.tensor([1, 1, 1, -1.0])}, ValueError, "weight must have no negative entry, got a smallest"),
+        ({"weight": torch.zeros(4)}, ValueError, "weight must have a positive entry, got zeros only"),
+        (
+            {"weight": torch.tensor([0, 0, 1.0, 1.0]), "labels": torch.tensor([0, -100])},
+            ValueError,
+            "weight must be positive for at least one label of the batch with reduction 'mean'",
+        ),
     ],
 )
 def test_bad_input_to_the_loss(arguments, error, message):

@@ -411,12 +411,30 @@ def test_bad_alpha_and_num_classes(function, alpha, num_classes, error, message)
         (lambda: theory.collapsed_teacher_alpha(0.1, 10, -2), "1.79769e+308], got -2.0"),
         (lambda: theory.collapsed_teacher_alpha(0, 10, math.inf), "1.79769e+308], got inf"),  # ∞/∞ has no value
         (lambda: theory.collapsed_teacher_alpha(0.1, 1, 2), "num_classes must be at least 2, got 1"),
-        (lambda: theory.loss_at_gap(math.nan, 0.1, 10), "gap must lie in [-inf, inf], got nan"),
+        (lambda: theory.loss_at_gap(math.nan, 0.1, 10), "gap must lie in [-1.79769e+308, inf], got nan"),
+        (lambda: theory.loss_at_gap(-math.inf, 0.1, 10), "gap must lie in [-1.79769e+308, inf], got -inf"),
+        (
+            lambda: theory.loss_at_gap([1, 2], [0.1, 0.2, 0.3], 10),
+            "gap and alpha must have shapes that broadcast, got (2,) and (3,)",
+        ),
+        (
+            lambda: theory.collapsed_teacher_alpha([0.1, 0.2], 10, [1, 2, 3]),
+            "alpha and temperature must have shapes that broadcast, got (2,) and (3,)",
+        ),
         (lambda: theory.loss_at_gap(1, 1.1, 10), "alpha must lie in [0, 1], got 1.1"),
         (lambda: theory.penalised_gap(1.1, 10, 1), "alpha must lie in [0, 1], got 1.1"),
-        (lambda: theory.penalised_gap(0.1, 10, -1), "strength must lie in [0, inf], got -1"),
-        (lambda: theory.weighted_optimal_probs([0.5, -0.5], [1, 1]), "targets must lie in [0, inf], got -0.5"),
-        (lambda: theory.weighted_optimal_probs([0.5, 0.5], [1, 0]), "weight must lie in [4.94066e-324, inf], got 0.0"),
+        (lambda: theory.penalised_gap(0.1, 10, -1), "strength must lie in [0, 1e+300], got -1"),
+        (lambda: theory.penalised_gap(0.1, 10, math.inf), "strength must lie in [0, 1e+300], got inf"),
+        (lambda: theory.penalised_gap(1, 10, math.nan), "strength must lie in [0, 1e+300], got nan"),
+        (lambda: theory.weighted_optimal_probs([0.5, -0.5], [1, 1]), "targets must lie in [0, 1.79769e+308], got -0.5"),
+        (lambda: theory.weighted_optimal_probs([0.5, math.inf], [1, 1]), "1.79769e+308], got inf"),
+        (
+            lambda: theory.weighted_optimal_probs([0.5, 0.5], [1, 0]),
+            "weight must lie in [4.94066e-324, 1.79769e+308], got 0.0",
+        ),
+        (lambda: theory.weighted_optimal_probs([0.5, 0.5], [1, math.inf]), "1.79769e+308], got inf"),
+        (lambda: theory.weighted_optimal_probs([[0.5, 0.5], [0, 0]], [1, 1]), "a positive, finite sum in every row"),
+        (lambda: theory.weighted_optimal_probs([1e200, 1], [1e200, 1]), "a positive, finite sum in every row"),
         (
             lambda: theory.weighted_optimal_probs([0.5, 0.5], [1, 1, 1]),
             "expected targets (..., K) and weight (K,), got (2,) and (3,)",
@@ -431,3 +449,12 @@ def test_bad_values_of_the_others(call, message):
 
 def test_alpha_next_to_one_is_not_rounded_away():
     assert theory.optimal_gap(BELOW_ONE, 10) == pytest.approx(10 * 2.0**-53, rel=1e-12)
+
+
+def test_the_strongest_penalty_leaves_almost_no_gap():
+    assert 0 <= theory.penalised_gap(0.1, 10, 1e300) < 1e-12
+
+
+def test_an_infinite_gap_is_the_end_of_hard_training():
+    assert theory.loss_at_gap(math.inf, 0, 10) == 0
+    assert theory.loss_at_gap(math.inf, 0.1, 10) == math.inf

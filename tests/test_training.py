@@ -55,6 +55,20 @@ def test_digits_split(train_examples, seed):
     assert data.test.labels.bincount(minlength=10).min() >= 1
 
 
+def test_digits_take_whole_numbers():
+    assert torch.equal(datasets.digits(np.int64(20), np.uint8(1)).train.labels, datasets.digits(20, 1).train.labels)
+    for options, message in (
+        ({"train_examples": 150.0}, r"train_examples must be an int, got 150\.0 \(float\)"),
+        ({"train_examples": math.nan}, r"train_examples must be an int, got nan \(float\)"),
+        ({"seed": None}, r"seed must be an int, got None \(NoneType\)"),
+        ({"seed": 0.5}, r"seed must be an int, got 0\.5 \(float\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            datasets.digits(**options)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        datasets.digits(seed=-1)
+
+
 def test_digits_are_the_same_for_the_same_seed_alone():
     first, again, other = datasets.digits(50, 3), datasets.digits(50, 3), datasets.digits(50, 4)
     assert all(
@@ -72,7 +86,7 @@ def test_digits_types():
     assert datasets.digits(20, dtype=torch.float32).test.inputs.dtype == torch.float32
 
 
-@pytest.mark.parametrize("train_examples", [0, 9, 1788, -1, math.nan])
+@pytest.mark.parametrize("train_examples", [0, 9, 1788, -1])
 def test_digits_bad_size(train_examples):
     with pytest.raises(ValueError, match=rf"train_examples must lie in \[10, 1787\] for digits, got {train_examples}"):
         datasets.digits(train_examples)
@@ -252,6 +266,31 @@ def test_empty_or_uneven_data(inputs, labels):
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
+        ({"epochs": 1.5}, TypeError, r"epochs must be an int, got 1\.5"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate must be positive and finite, got 0\.0"),
+        ({"learning_rate": math.nan}, ValueError, "learning_rate must be positive and finite, got nan"),
+        ({"learning_rate": math.inf}, ValueError, "learning_rate must be positive and finite, got inf"),
+        ({"learning_rate": "x"}, TypeError, "learning_rate must be one real number, got 'x'"),
+    ],
+)
+def test_bad_schedules(options, error, message):
+    with pytest.raises(error, match=message):
+        trained(**options)
+
+
+@pytest.mark.parametrize("record", [None, lambda epoch, model: pytest.fail("recorded") if epoch else None])
+def test_weights_that_are_no_longer_finite_say_when(record):
+    """The loss is looked at before each step, so the last step could leave broken weights unseen."""
+    options = {"epochs": 1, "batch_size": 40, "learning_rate": 1e308, "record": record}
+    with pytest.raises(FloatingPointError, match=r"the weights became infinite or NaN in epoch 1; .* below 1e\+308"):
+        training.fit(models.build((4, 8, 2), 0), blobs(), lambda z, batch: 1e3 * hard_loss(z, batch), **options)
+
+
 # --- predict
 
 
@@ -345,10 +384,32 @@ def test_a_bar_is_drawn_on_demand(monkeypatch, capsys):
     assert "toy run" in err
 
 
-def test_default_device(monkeypatch):
+@pytest.mark.parametrize("unset", [None, ""])
+def test_default_device(monkeypatch, unset):
+    monkeypatch.delenv("LSBOOK_DEVICE", raising=False)
+    if unset is not None:
+        monkeypatch.setenv("LSBOOK_DEVICE", unset)
     for available, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert training.default_device() == device
+
+
+def test_a_device_by_wish(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LSBOOK_DEVICE", "cpu")
+    assert training.default_device() == "cpu"
+    monkeypatch.setattr(torch, "zeros", lambda size, device, real=torch.zeros: real(size))  # a machine with any GPU
+    monkeypatch.setenv("LSBOOK_DEVICE", "cuda:1")
+    assert training.default_device() == "cuda:1"
+
+
+@pytest.mark.parametrize("wish", ["gpu", "cuda:99", "cuda:x", "CPU!", "meta", "xla", "0x"])
+def test_a_device_that_is_not_there(monkeypatch, wish):
+    monkeypatch.setenv("LSBOOK_DEVICE", wish)
+    with pytest.raises(ValueError) as caught:
+        training.default_device()
+    expected = "LSBOOK_DEVICE must name a device that is available here, such as cpu, cuda or cuda:1; got "
+    assert str(caught.value) == expected + repr(wish)
 
 
 # --- plain descent
