@@ -189,7 +189,7 @@ def test_setup_cell_asks_where_nothing_is_stamped(monkeypatch):
 
 def test_setup_cell_run_twice_clones_once(monkeypatch):
     commands, folders = run_setup_cell(monkeypatch, "someone/book", exists=True)
-    assert not any("clone" in command for command, _ in commands)
+    assert not any("git clone" in command for command, _ in commands)
     assert folders == ["/content/book/chapters"]
 
 
