@@ -65,7 +65,7 @@ def data_folder():
 
 
 def code_digest():
-    """First 12 hex digits of the SHA-256 over names and contents of lsbook/*.py: the same code, the same digest."""
+    """First 12 hex digits of the SHA-256 over names and contents of ``lsbook/*.py``: the same code, the same digest."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
