@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from . import runs
+from . import files
 from .checks import check_real, real_array
 
 
@@ -69,7 +69,7 @@ def paper(table):
 
     Raises ValueError if there is no such table.
     """
-    with open(runs.data_folder() / "paper.toml", "rb") as file:
+    with open(files.data_folder() / "paper.toml", "rb") as file:
         tables = tomllib.load(file)
     if table not in tables:
         raise ValueError(f"data/paper.toml has no table {table!r}; it has {', '.join(tables)}")

@@ -1,6 +1,8 @@
-"""The command line: `lsbook notebooks [PATH …]`."""
+"""The command line: `lsbook run`, `list` and `show` for the trained networks, `lsbook data`, `lsbook notebooks`."""
 
 import argparse
+import fnmatch
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +13,55 @@ def _parser():
     parser = argparse.ArgumentParser(prog="lsbook", description="Tools of the book on label smoothing.")
     parser.add_argument("--version", action="version", version=f"lsbook {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands)
+    _add_list_and_show(commands)
+    _add_data(commands)
+    _add_notebooks(commands)
+    return parser
+
+
+def _add_run(commands):
+    run = commands.add_parser(
+        "run",
+        help="train and store the runs of a preset",
+        description="Trains every run that is not stored yet. Stopped and started again, it goes on where it was.",
+    )
+    run.add_argument("what", metavar="PRESET|SPEC", help="smoke, laptop, paper, EXPERIMENT-PRESET, a run, or FILE.json")
+    run.add_argument("--device", help="cpu, cuda, cuda:1 … (default: LSBOOK_DEVICE, else the GPU if there is one)")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="let a Dask cluster train, such as tcp://10.0.0.1:8786")
+    run.add_argument("--dry-run", action="store_true", help="only say what is stored and what would be trained")
+    _add_choice(run)
+
+
+def _add_choice(parser):
+    parser.add_argument("--only", metavar="GLOB", help="only runs whose name fits, such as '*alexnet*seed0*' or seed0")
+    parser.add_argument("--folder", type=Path, help="where the runs are stored (default: data/runs of the book)")
+
+
+def _add_list_and_show(commands):
+    _add_choice(commands.add_parser("list", help="list the stored runs"))
+    show = commands.add_parser("show", help="show what a stored run holds and what made it")
+    show.add_argument("run", metavar="RUN", help="its name, or as much of the beginning as no other has")
+    show.add_argument("--folder", type=Path, help="where the runs are stored (default: data/runs of the book)")
+
+
+def _add_data(commands):
+    deeds = commands.add_parser("data", help="fetch, verify or list the data sets").add_subparsers(
+        dest="deed", required=True
+    )
+    for deed, help_, default in (
+        ("fetch", "download what is not there", "all"),
+        ("verify", "read sets and compare their digests", "all that are there"),
+        ("list", "say what is there, and where", "all"),
+    ):
+        parser = deeds.add_parser(deed, help=help_)
+        parser.add_argument("names", nargs="*", metavar="NAME", help=f"data sets (default: {default})")
+        if deed == "fetch":
+            parser.add_argument("--force", action="store_true", help="download even what is there")
+
+
+def _add_notebooks(commands):
     books = commands.add_parser(
         "notebooks",
         help="execute the chapters and bring them into their committed form",
@@ -22,7 +73,183 @@ def _parser():
     books.add_argument(
         "--stamp", default="", metavar="OWNER/NAME", help="write this GitHub repository into the set-up cells"
     )
-    return parser
+
+
+def _complain(words):
+    print(f"lsbook: {words}", file=sys.stderr)
+
+
+# --- runs
+
+
+def _chosen(names, pattern):
+    """Those of `names` that fit a pattern with wildcards, or that contain one without. ValueError if none does."""
+    if pattern is None:
+        return list(names)
+    wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    found = [name for name in names if fnmatch.fnmatchcase(name, wild)]
+    if not found:
+        some = ", ".join(list(names)[:3])
+        raise ValueError(f"--only {pattern!r} fits none of the {len(names)} runs, such as {some}")
+    return found
+
+
+def _check_device(device):
+    """Raise ValueError unless `device`, or without one the default device, is available here."""
+    import torch
+
+    from . import training
+
+    if device is None:
+        training.default_device()
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"--device must name a device that is available here, such as cpu, cuda or cuda:1; got {device!r}"
+        ) from error
+
+
+def _fetch_for(specs):
+    """Download the data sets that the specs need, before anything starts."""
+    from . import datasets, training
+
+    for name in sorted({spec.dataset for spec in specs} & set(datasets.sources())):
+        if not datasets.status(name).present:
+            datasets.fetch(name, progress=training.show_progress())
+
+
+def _report(outcome):
+    from tqdm.auto import tqdm
+
+    tqdm.write(f"failed  {outcome.name}" if outcome.message else f"stored  {outcome.name}")  # above the progress bar
+    sys.stdout.flush()  # a batch system's log file shows it at once
+
+
+def _run(args):
+    from . import presets, runs, sweeps
+
+    specs = {spec.name: spec for spec in presets.find(args.what)}
+    specs = [specs[name] for name in _chosen(specs, args.only)]
+    folder = args.folder or runs.folder()
+    todo = sweeps.missing(specs, folder)
+    print(f"{len(specs)} runs: {len(specs) - len(todo)} stored in {folder}, {len(todo)} to train")
+    if args.dry_run:
+        for spec in specs:
+            print("train " if spec in todo else "stored", spec.name)
+        return 0
+    if not args.scheduler:  # a cluster's workers have devices and data of their own
+        _check_device(args.device)
+        _fetch_for(todo)
+    options = {"device": args.device, "jobs": args.jobs, "scheduler": args.scheduler}
+    try:
+        sweeps.run_all(todo, folder, report=_report, **options)
+    except sweeps.SweepError as error:
+        _complain(f"error: {error}")
+        return 1
+    return 0
+
+
+def _row(entry):
+    """One line of the list: numbers as text, so that they stay as they are."""
+    spec, made_by = entry.spec, entry.provenance
+    accuracy = entry.history[-1].get("test_accuracy") if entry.history else None
+    return {
+        "run": entry.name,
+        "preset": spec["preset"],
+        "data": spec.get("dataset", ""),
+        "network": spec.get("network", "fully_connected"),
+        "α": f"{spec['alpha']:g}",
+        "seed": spec["seed"],
+        "epochs": spec.get("epochs", ""),
+        "test accuracy": "" if accuracy is None else f"{accuracy:.4f}",
+        "precision": made_by.get("precision", spec.get("dtype", "")),
+        "device": made_by.get("device_name", made_by.get("device", "")),
+        "minutes": f"{made_by['wall_seconds'] / 60:.1f}" if "wall_seconds" in made_by else "",
+    }
+
+
+def _list(args):
+    from tabulate import tabulate
+
+    from . import runs
+
+    folder = args.folder or runs.folder()
+    paths = {path.stem: path for path in runs.paths(folder)}
+    if not paths:
+        print(f"no stored runs in {folder}")
+        return 0
+    rows, damaged = [], []
+    for name in _chosen(paths, args.only):
+        try:
+            rows.append(_row(runs.read_entry(paths[name])))
+        except runs.DamagedRunError as error:
+            damaged.append(f"damaged: {error}")
+    if rows:
+        print(tabulate(rows, headers="keys", disable_numparse=True))
+    print(*damaged, sep="\n", end="\n" if damaged else "")
+    return 1 if damaged else 0
+
+
+def _show(args):
+    from tabulate import tabulate
+
+    from . import runs
+
+    folder = args.folder or runs.folder()
+    run = runs.load_named(args.run, folder)
+    arrays = [(name, array.dtype, array.shape) for name, array in sorted(run.arrays.items())]
+    parts = {
+        "spec": json.dumps(run.spec, indent=1),
+        "last recorded epoch": tabulate(run.history[-1].items() if run.history else [], tablefmt="plain"),
+        "made by": tabulate(run.provenance.items(), tablefmt="plain", disable_numparse=True),
+        "arrays": tabulate(arrays, tablefmt="plain", disable_numparse=True),
+    }
+    print(Path(folder) / f"{run.name}.json")
+    for title, text in parts.items():
+        print(f"\n{title}\n{text}")
+    return 0
+
+
+# --- data sets
+
+
+def _verify(name):
+    from . import datasets
+
+    try:
+        digests = datasets.verify(name)
+    except datasets.DamagedDataError as error:
+        print(f"{name}: DAMAGED: {error}")
+        return False
+    print(f"{name}: whole ({', '.join(f'{split} {digest[:12]}' for split, digest in digests.items())})")
+    return True
+
+
+def _data(args):
+    from tabulate import tabulate
+
+    from . import datasets, training
+
+    states = {name: datasets.status(name) for name in args.names or datasets.sources()}
+    if args.deed == "list":
+        rows = [
+            (s.name, s.title, f"{s.bytes / 1e6:.1f} MB" if s.present else "absent", s.path) for s in states.values()
+        ]
+        print(tabulate(rows, headers=("name", "title", "size", "path"), disable_numparse=True))
+        return 0
+    if args.deed == "fetch":
+        for name in states:
+            print(f"{name}: {datasets.fetch(name, force=args.force, progress=training.show_progress())}")
+        return 0
+    wanted = args.names or [name for name, state in states.items() if state.present]
+    if not wanted:
+        print(f"no data sets in {datasets.folder()}: `lsbook data fetch` downloads them")
+    return 1 if [name for name in wanted if not _verify(name)] else 0
+
+
+# --- notebooks
 
 
 def _notebooks(args):
@@ -40,14 +267,25 @@ def _notebooks(args):
     return 1 if args.check and changed else 0
 
 
+_COMMANDS = {"run": _run, "list": _list, "show": _show, "data": _data, "notebooks": _notebooks}
+
+
 def main(argv=None):
-    """Entry point; returns the exit status. Errors of the caller's making end in one line, not in a traceback."""
+    """Entry point; returns the exit status: 2 for errors of the caller's making, which take a line and no traceback.
+
+    1 says that something was found wrong (a damaged run, a notebook that would change) or that some runs failed;
+    130 that Ctrl-C stopped it.
+    """
     args = _parser().parse_args(argv)
     try:
-        return {"notebooks": _notebooks}[args.command](args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"lsbook: error: {error}", file=sys.stderr)
+        return _COMMANDS[args.command](args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        _complain(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        done = "; finished runs are stored, the rest resumes from its checkpoint" if args.command == "run" else ""
+        _complain(f"stopped{done}")
+        return 130
 
 
 if __name__ == "__main__":

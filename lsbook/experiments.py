@@ -2,21 +2,40 @@
 
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import calibration, datasets, models, runs, targets, training
+from . import calibration, datasets, images, models, runs, targets, training
 from .checks import as_numpy, check_choice, check_int, check_number, check_positive
 
 PRESETS = ("live", "smoke", "laptop", "paper")
-DATASETS = {"digits": datasets.digits}
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DATASETS = ("digits", "digit_images", "mnist", "cifar10", "cifar100")
+DTYPES = ("auto", *training.PRECISIONS)
+HELD_OUT = ("test", "validation")
+
+# The paper sets 10,000 of the training images aside and reports on them.
+VALIDATION_EXAMPLES = 10_000
+# Before the last epoch, metrics are noted on this many examples of each split: enough for a curve, and cheap.
+RECORD_EXAMPLES = 2_000
+# Of the training logits, a run on images keeps those of this many examples.
+KEPT_TRAIN_EXAMPLES = 1_000
+# Features are kept of 100 examples of each of these classes and split; of fewer where they are so wide that they would
+# come to more than 64,000 numbers.
+SHOWN_EXAMPLES, SHOWN_NUMBERS = 100, 64_000
+SHOWN_CLASSES = {
+    "digit_images": (3, 5, 8),
+    "mnist": (3, 5, 8),
+    "cifar10": (0, 1, 2),  # the paper's: airplane, automobile, bird
+    # the paper's beaver, dolphin, otter; then look-alikes (maple and oak, man and woman, bowl and plate) and a plain
+    "cifar100": (4, 30, 55, 47, 52, 46, 98, 10, 61, 60),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """All that decides the outcome of one training run.
 
@@ -27,41 +46,93 @@ class Spec:
     experiment: str  # which experiment of the book it belongs to
     preset: str  # one of PRESETS; live trains in the cell
     dataset: str  # name in DATASETS
-    train_examples: int  # how many examples to train on
-    hidden: tuple[int, ...]  # widths of the hidden layers
+    train_examples: int  # how many examples to train on, drawn by the seed
     alpha: float  # label smoothing, uniform convention; 0 is hard targets
-    epochs: int
+    epochs: int  # an epoch is as many full batches as the examples make
     batch_size: int
     learning_rate: float
-    momentum: float = 0.9  # Nesterov
-    weight_decay: float = 0.0  # L2 on all weights and biases, as torch.optim.SGD has it
-    dtype: str = "float64"  # one of DTYPES
+    seed: int  # of the examples drawn, the initial weights, the order of examples, augmentation and dropout
+    network: str = "fully_connected"  # one of models.NETWORKS
+    hidden: tuple[int, ...] = ()  # widths of the hidden layers of a fully connected net
+    dropout: float = 0.0  # after each hidden layer of a fully connected net
+    init_std: float = 0.0  # of normal initial weights in the linear layers; 0 is PyTorch's own initialisation
+    held_out: str = "test"  # the official test split, or "validation": 10,000 of the training split, as in the paper
+    shift: int = 0  # augmentation: up to so many pixels in each direction (the same as padding and cropping)
+    flip: bool = False  # augmentation: mirrored left to right with probability ½
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0  # L2, as torch.optim.SGD has it, on
+    decay_only: tuple[str, ...] = ()  # these parameters; () is all weights and biases
+    head_factor: float = 1.0  # of the learning rate in the last layer
+    clip_norm: float = 0.0  # the gradient's largest norm; 0 does not clip
+    loss_multiplier: float = 1.0  # the paper multiplies the cross-entropy by 3
+    schedule: str = "constant"  # of the learning rate: one of training.SCHEDULES
+    milestones: tuple[float, ...] = ()  # shares of all steps, see training.rate
+    dtype: str = "float64"  # one of DTYPES; auto is the fastest that the device has, in float32 weights
     record_epochs: tuple[int, ...] = ()  # when to note metrics on both splits
-    seed: int = 0  # of the split, the initial weights and the order of examples
 
     def __post_init__(self):
-        largest = np.finfo(np.float64).max
-        checked = {
-            "preset": check_choice(self.preset, "preset", PRESETS),
-            "dataset": check_choice(self.dataset, "dataset", DATASETS),
-            "dtype": check_choice(self.dtype, "dtype", DTYPES),
-            "train_examples": check_int(self.train_examples, "train_examples", 1),
-            "hidden": tuple(check_int(width, "hidden", 1) for width in self.hidden),
-            "alpha": check_number(self.alpha, "alpha", 0, 1) + 0.0,  # −0 becomes 0: in JSON they differ
-            "epochs": check_int(self.epochs, "epochs", 0),
-            "batch_size": check_int(self.batch_size, "batch_size", 1),
-            "learning_rate": check_positive(self.learning_rate, "learning_rate"),
-            "momentum": check_number(self.momentum, "momentum", 0, 1) + 0.0,
-            "weight_decay": check_number(self.weight_decay, "weight_decay", 0, largest) + 0.0,
-            "record_epochs": tuple(check_int(epoch, "record_epochs", 0) for epoch in self.record_epochs),
-            "seed": check_int(self.seed, "seed", 0),
-        }
-        for name, value in checked.items():
+        for name, value in (_checked_names(self) | _checked_numbers(self)).items():
             object.__setattr__(self, name, value)  # the way past `frozen`
+        training.check_milestones(self.schedule, self.milestones)
 
     def as_dict(self):
-        """Plain types only, so that it equals its own JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain types only, so that it equals its own JSON; fields at their default are left out.
+
+        So a field that is added later, with a default that changes nothing, does not rename the runs of today.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values):
+        """The spec that `as_dict` gave; ValueError for a key that is no field, or one that is missing."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            check_choice(key, "a spec's key", known)
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(f"a spec must have {', '.join(missing)}, got {', '.join(values) or 'nothing'}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @property
+    def name(self):
+        """File stem of its run, see `runs.run_name`."""
+        return runs.run_name(self.as_dict())
+
+
+def _checked_names(spec):
+    """The fields of a spec that are names and flags, checked."""
+    if not isinstance(spec.flip, bool) or not isinstance(spec.nesterov, bool):
+        raise TypeError(f"flip and nesterov must be True or False, got {spec.flip!r} and {spec.nesterov!r}")
+    return {
+        "preset": check_choice(spec.preset, "preset", PRESETS),
+        "dataset": check_choice(spec.dataset, "dataset", DATASETS),
+        "dtype": check_choice(spec.dtype, "dtype", DTYPES),
+        "network": check_choice(spec.network, "network", models.NETWORKS),
+        "held_out": check_choice(spec.held_out, "held_out", HELD_OUT),
+        "schedule": check_choice(spec.schedule, "schedule", training.SCHEDULES),
+        "decay_only": tuple(str(name) for name in spec.decay_only),
+    }
+
+
+def _checked_numbers(spec):
+    """The fields of a spec that are numbers, checked and in plain types."""
+    # Adding 0.0 turns −0 into 0: in JSON they differ.
+    largest = np.finfo(np.float64).max
+    wholes = {"train_examples": 1, "epochs": 0, "batch_size": 1, "shift": 0, "seed": 0}
+    shares = ("alpha", "momentum", "dropout")
+    not_negative = ("weight_decay", "clip_norm", "init_std")
+    positive = ("learning_rate", "loss_multiplier", "head_factor")
+    return {
+        **{name: check_int(getattr(spec, name), name, low) for name, low in wholes.items()},
+        **{name: check_number(getattr(spec, name), name, 0, 1) + 0.0 for name in shares},
+        **{name: check_number(getattr(spec, name), name, 0, largest) + 0.0 for name in not_negative},
+        **{name: check_positive(getattr(spec, name), name) for name in positive},
+        "hidden": tuple(check_int(width, "hidden", 1) for width in spec.hidden),
+        "milestones": tuple(check_number(share, "milestones", 0, 1) for share in spec.milestones),
+        "record_epochs": tuple(check_int(epoch, "record_epochs", 0) for epoch in spec.record_epochs),
+    }
 
 
 # Few training examples, so that there is something to overfit. Every epoch is three steps.
@@ -76,6 +147,7 @@ DIGITS_FEW = Spec(
     batch_size=50,
     learning_rate=0.1,
     record_epochs=(0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100),
+    seed=0,
 )
 
 
@@ -91,12 +163,13 @@ def variants(spec, **choices):
     return specs
 
 
-def smoothing_loss(alpha):
-    """The loss of an experiment on labels: native cross-entropy with smoothing α."""
+def smoothing_loss(alpha, multiplier=1.0):
+    """The loss of an experiment on labels: native cross-entropy with smoothing α, times `multiplier`."""
 
     # The data set's labels were checked when it was loaded, so the loop need not look at them again.
     def loss(logits, batch):
-        return targets.smoothed_cross_entropy(logits, batch.labels, alpha, validate=False)
+        value = targets.smoothed_cross_entropy(logits, batch.labels, alpha, validate=False)
+        return value if multiplier == 1 else multiplier * value
 
     return loss
 
@@ -111,14 +184,60 @@ def split_metrics(logits, labels):
     }
 
 
-def _record(data, epochs, epoch, model):
-    """Metrics of both splits at the epochs that the spec names."""
-    if epoch not in epochs:
+def data_of(spec, device="cpu"):
+    """The examples that `spec` trains on and is judged by: a `datasets.Dataset` on the device.
+
+    Images lie there as uint8 (N, C, H, W). Raises ValueError if the set has fewer examples than the spec asks for.
+    """
+    if spec.dataset == "digits":
+        dtype = torch.float64 if spec.dtype == "float64" else torch.float32
+        return datasets.digits(spec.train_examples, spec.seed, dtype, device)
+    data = datasets.load(spec.dataset, device)
+    pool, held_out = data.train, data.test
+    if spec.held_out == "validation":
+        # Examples stand in the order of their digests, so the last ones are a random draw that is the same for all.
+        held_out = datasets.Split(*(tensor[-VALIDATION_EXAMPLES:] for tensor in data.train))
+        pool = datasets.Split(*(tensor[:-VALIDATION_EXAMPLES] for tensor in data.train))
+    if spec.train_examples > len(pool.labels):
+        raise ValueError(
+            f"train_examples must be at most {len(pool.labels)} on {spec.dataset} with {spec.held_out} held out, "
+            f"got {spec.train_examples}"
+        )
+    drawn = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(spec.seed))[: spec.train_examples]
+    drawn = drawn.to(pool.labels.device)
+    return data._replace(train=datasets.Split(pool.inputs[drawn], pool.labels[drawn]), test=held_out)
+
+
+def model_of(spec, data, device="cpu"):
+    """The network of `spec` with its initial weights; on images, it starts by normalising them by `data`'s pixels."""
+    inputs = data.train.inputs
+    normalise = None if inputs.is_floating_point() else models.Normalise(*images.channel_statistics(inputs))
+    options = {"hidden": spec.hidden, "dropout": spec.dropout, "normalise": normalise}
+    make = models.network(spec.network, inputs.shape[1:], data.num_classes, **options)
+    dtype = torch.float64 if spec.dtype == "float64" else torch.float32
+    return models.build(make, spec.seed, dtype, device, spec.init_std or None)
+
+
+def augmentation(spec):
+    """The spec's augmentation as a function (images, generator) → images, or None."""
+    if not spec.shift and not spec.flip:
         return None
-    row = {"epoch": epoch}
+
+    def augment(inputs, generator):
+        inputs = images.random_shift(inputs, spec.shift, generator)
+        return images.random_flip(inputs, generator) if spec.flip else inputs
+
+    return augment
+
+
+def _record(data, spec, precision, epoch, model):
+    """Metrics of both splits at the epochs that the spec names: of whole splits at the last, of a sample before."""
+    if epoch not in spec.record_epochs:
+        return None
+    row, count = {"epoch": epoch}, None if epoch == spec.epochs else RECORD_EXAMPLES
     for name, split in (("train", data.train), ("test", data.test)):
-        metrics = split_metrics(training.predict(model, split.inputs).logits, split.labels)
-        row |= {f"{name}_{key}": value for key, value in metrics.items()}
+        logits = training.predict(model, split.inputs[:count], precision=precision).logits
+        row |= {f"{name}_{key}": value for key, value in split_metrics(logits, split.labels[:count]).items()}
     return row
 
 
@@ -128,56 +247,87 @@ def _arrays(model, data):
     for name, split in (("train", data.train), ("test", data.test)):
         output = training.predict(model, split.inputs)
         arrays |= {f"{name}_logits": output.logits, f"{name}_features": output.features, f"{name}_labels": split.labels}
-    return {name: _stored(tensor.detach().cpu()) for name, tensor in arrays.items()}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
 
 
-def _stored(tensor):
-    """A CPU tensor as an array of its own precision; bfloat16, which numpy lacks, as float32."""
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def shown_examples(labels, classes, width):
+    """Indices of the first examples of each of the classes whose features (`width` numbers each) are kept."""
+    count = min(SHOWN_EXAMPLES, SHOWN_NUMBERS // (len(classes) * width))
+    return torch.cat([(labels == label).nonzero().flatten()[:count] for label in classes])
 
 
-def train(spec, device=None):
-    """Train what `spec` asks for on `device` (default: `training.default_device`) and return the `runs.Run`."""
+def _small_arrays(model, data):
+    """What is kept of a run on images: the held-out logits and labels, those of the first training examples, features
+    of the shown classes with their labels, and the templates; floating point as float16 except the templates."""
+    arrays = {"head_weight": model.head.weight.float(), "head_bias": model.head.bias.float()}
+    for name, split, count in (("train", data.train, KEPT_TRAIN_EXAMPLES), ("test", data.test, None)):
+        shown = shown_examples(split.labels, SHOWN_CLASSES[data.name], model.head.in_features)
+        arrays |= {
+            f"{name}_logits": training.predict(model, split.inputs[:count]).logits.half(),
+            f"{name}_labels": split.labels[:count].to(torch.uint8),
+            f"shown_{name}_features": training.predict(model, split.inputs[shown]).features.half(),
+            f"shown_{name}_labels": split.labels[shown].to(torch.uint8),
+        }
+    return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+
+
+def train(spec, device=None, checkpoint=None):
+    """Train what `spec` asks for on `device` (default: `training.default_device`) and return the `runs.Run`.
+
+    checkpoint : path of a checkpoint file, see `training.fit`
+    """
     # A live net is so small that threads only wait for each other. On a busy machine (load 4 a core) one thread took
     # 1.5 s a run and two took 9 s.
     with training.threads(1 if spec.preset == "live" else None):
-        return _train(spec, device or training.default_device())
+        return _train(spec, device or training.default_device(), checkpoint)
 
 
-def _train(spec, device):
+# The fields of a spec that `training.fit` takes by the same name.
+_FIT_FIELDS = (
+    *("epochs", "batch_size", "learning_rate", "schedule", "milestones", "momentum", "nesterov", "weight_decay"),
+    *("decay_only", "head_factor", "clip_norm", "seed"),
+)
+
+
+def _train(spec, device, checkpoint):
     started = time.monotonic()
-    dtype = getattr(torch, spec.dtype)
-    data = DATASETS[spec.dataset](spec.train_examples, spec.seed, dtype, device)
-    sizes = (data.train.inputs[0].numel(), *spec.hidden, data.num_classes)
-    model = models.build(sizes, spec.seed, dtype, device)
+    precision = training.best_precision(device) if spec.dtype == "auto" else spec.dtype
+    data = data_of(spec, device)
+    model = model_of(spec, data, device)
     history = training.fit(
         model,
         data.train,
-        smoothing_loss(spec.alpha),
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        seed=spec.seed,
-        record=partial(_record, data, spec.record_epochs),
+        smoothing_loss(spec.alpha, spec.loss_multiplier),
+        **{name: getattr(spec, name) for name in _FIT_FIELDS},
+        precision=precision,
+        augment=augmentation(spec),
+        record=partial(_record, data, spec, precision),
         label=f"{spec.experiment} α={spec.alpha:g} seed {spec.seed}",
+        checkpoint=checkpoint,
     )
+    arrays = _arrays(model, data) if spec.dataset == "digits" else _small_arrays(model, data)
     made_by = runs.provenance(device, time.monotonic() - started)
-    return runs.Run(spec.as_dict(), _arrays(model, data), history, made_by)
+    return runs.Run(spec.as_dict(), arrays, history, made_by | {"precision": precision})
 
 
 def load_or_train(spec, folder=None, device=None):
     """The run of `spec`: the stored one if `folder` holds it, else trained now (and stored if `folder` is given).
 
+    While a run trains, its checkpoint lies in folder/.checkpoints, and other processes that want the same run wait.
     LSBOOK_RETRAIN=1 trains even where a run is stored.
     """
-    stored = folder is not None and runs.is_stored(spec.as_dict(), folder)
-    if stored and os.environ.get("LSBOOK_RETRAIN") != "1":
+    if folder is None:
+        return train(spec, device)
+    retrain = os.environ.get("LSBOOK_RETRAIN") == "1"
+    if not retrain and runs.is_stored(spec.as_dict(), folder):
         return runs.load(spec.as_dict(), folder)
-    run = train(spec, device)
-    if folder is not None:
+    with runs.lock(spec.as_dict(), folder):
+        if not retrain and runs.is_stored(spec.as_dict(), folder):  # by another process, while this one waited
+            return runs.load(spec.as_dict(), folder)
+        checkpoint = Path(folder) / ".checkpoints" / f"{spec.name}.safetensors"
+        run = train(spec, device, checkpoint)
         runs.save(run, folder)
+        checkpoint.unlink(missing_ok=True)
     return run
 
 

@@ -2,24 +2,32 @@
 
 On disk a run is two files: NAME.safetensors with the arrays, and NAME.json with the rest and the arrays' SHA-256.
 The JSON is written last, each file appears by atomic rename, so a run is either whole or not there.
+
+A process killed without warning while it stores can leave two things behind: a temporary file whose name starts with
+a dot, or arrays without their JSON. Neither is a run, so neither is listed or loaded; storing the run again replaces
+such arrays, and the temporary file may be deleted.
 """
 
+import difflib
 import hashlib
 import json
-import os
 import platform
-import tempfile
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from . import __version__
+from . import __version__, files
 
 
 class DamagedRunError(ValueError):
     """A stored run whose files do not fit together."""
+
+
+class BusyRunError(TimeoutError):
+    """Another process trains or stores this run."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +58,35 @@ def spec_hash(spec):
 
 
 def run_name(spec):
-    """File stem of a run: experiment, hash of the spec, seed."""
-    return f"{spec['experiment']}-{spec_hash(spec)}-seed{spec['seed']}"
+    """File stem of a run: experiment, preset, α, seed, and the spec's hash, which alone tells all specs apart."""
+    return f"{spec['experiment']}-{spec['preset']}-alpha{spec['alpha']:g}-seed{spec['seed']}-{spec_hash(spec)}"
 
 
-def data_folder():
-    """Folder `data` of the checkout, or LSBOOK_RUNS_DATA where that is set. Raises FileNotFoundError if absent."""
-    folder = Path(os.environ.get("LSBOOK_RUNS_DATA") or Path(__file__).parents[1] / "data")
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder {folder}: run from a checkout of the book, or set LSBOOK_RUNS_DATA to its 'data' folder"
-        )
-    return folder
+def folder():
+    """The book's own stored runs: `runs` in `files.data_folder`. It need not exist before the first run is stored."""
+    return files.data_folder() / "runs"
+
+
+@contextmanager
+def lock(spec, folder, timeout=None):
+    """Within a with block, be the only process that trains or stores the run of `spec` in `folder`; others wait.
+
+    The thread that holds the lock may take it again. Raises BusyRunError after `timeout` seconds (None: wait on).
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(folder) / ".locks" / f"{run_name(spec)}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path, is_singleton=True)  # one object a path, so that `save` may lock what its caller has locked
+    try:
+        # The system gives the lock up when its holder dies, however it dies. The empty file stays, and means nothing.
+        held.acquire(timeout=-1 if timeout is None else timeout)
+    except Timeout as error:
+        raise BusyRunError(f"another process trains or stores this run: after {timeout} s it held {path}") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def code_digest():
@@ -72,17 +97,17 @@ def code_digest():
     return digest.hexdigest()[:12]
 
 
-def _device_name(device):
-    """The GPU's product name, such as "NVIDIA H200"; for other devices nothing."""
-    if not device.startswith("cuda"):
-        return {}
+def _device_details(device):
+    """A GPU's product name, such as "NVIDIA H200"; for a CPU the number of threads, since sums depend on it."""
     import torch
 
-    return {"device_name": torch.cuda.get_device_name(device)}
+    if device.startswith("cuda"):
+        return {"device_name": torch.cuda.get_device_name(device)}
+    return {"threads": torch.get_num_threads()} if device == "cpu" else {}
 
 
 def provenance(device, seconds):
-    """Library versions, the code's digest, device (with a GPU's name), wall time: what it takes to repeat a run."""
+    """Library versions, the code's digest, device (a GPU's name, a CPU's threads), wall time: what repeats a run."""
     packages = {name: version(name) for name in ("torch", "numpy")}
     return {
         "lsbook": __version__,
@@ -90,31 +115,18 @@ def provenance(device, seconds):
         **packages,
         "python": platform.python_version(),
         "device": str(device),
-        **_device_name(str(device)),
+        **_device_details(str(device)),
         "wall_seconds": round(seconds, 1),
     }
 
 
-def _write(path, data):
-    """Write bytes so that `path` is either absent (or old) or complete."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # a temporary file is for its maker's eyes only; a run is for the whole lab
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
 def save(run, folder):
-    """Store a run in `folder`; returns the path of its JSON file."""
+    """Store a run in `folder`, in place of an older one of its spec; returns the path of its JSON file.
+
+    Processes that store the same run do so one after the other. Raises OSError if the disk is full.
+    """
     from safetensors.numpy import save as to_bytes
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = to_bytes({name: np.asarray(array, order="C") for name, array in run.arrays.items()})
     record = {
         "spec": run.spec,
@@ -122,10 +134,11 @@ def save(run, folder):
         "history": run.history,
         "provenance": run.provenance,
     }
-    path = folder / f"{run.name}.json"
-    path.unlink(missing_ok=True)  # an older run of this name must not stand beside new arrays
-    _write(path.with_suffix(".safetensors"), arrays)
-    _write(path, json.dumps(record, indent=1, sort_keys=True).encode())
+    path = Path(folder) / f"{run.name}.json"
+    with lock(run.spec, folder):
+        path.unlink(missing_ok=True)  # an older run of this name must not stand beside new arrays
+        files.write(path.with_suffix(".safetensors"), arrays)
+        files.write(path, json.dumps(record, indent=1, sort_keys=True).encode())
     return path
 
 
@@ -134,26 +147,82 @@ def is_stored(spec, folder):
     return (Path(folder) / f"{run_name(spec)}.json").is_file()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A stored run without its arrays: name, spec, history, provenance, its JSON's path, its arrays' SHA-256."""
+
+    name: str
+    spec: dict
+    history: list[dict]
+    provenance: dict
+    path: Path
+    arrays_sha256: str
+
+
+def paths(folder):
+    """The JSON files of the runs in `folder`, sorted by name; none if there is no such folder."""
+    return sorted(path for path in Path(folder).glob("*.json") if not path.name.startswith("."))
+
+
+def read_entry(path):
+    """The `Entry` of one JSON file, its arrays only looked for, not read.
+
+    Raises DamagedRunError if the file is incomplete, the arrays are missing, or the spec is not the name's.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_bytes())
+        parts = (dict(record["spec"]), list(record["history"]), dict(record["provenance"]))
+        name = run_name(record["spec"])
+        path.with_suffix(".safetensors").stat()
+        entry = Entry(path.stem, *parts, path, record["arrays_sha256"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DamagedRunError(f"the stored run {path} is incomplete ({error}); delete it and train it again") from error
+    if name != path.stem:
+        raise DamagedRunError(f"the stored run {path} was made from another spec than its name says")
+    return entry
+
+
+def stored(folder):
+    """An `Entry` for every run in `folder`, sorted by name. Raises DamagedRunError for the first damaged one."""
+    return [read_entry(path) for path in paths(folder)]
+
+
+def _load(path):
+    from safetensors.numpy import load as from_bytes
+
+    entry, arrays = read_entry(path), path.with_suffix(".safetensors").read_bytes()
+    if hashlib.sha256(arrays).hexdigest() != entry.arrays_sha256:
+        raise DamagedRunError(
+            f"the arrays beside {path} do not have the SHA-256 that it names; delete it and train it again"
+        )
+    return Run(entry.spec, from_bytes(arrays), entry.history, entry.provenance)
+
+
 def load(spec, folder):
     """The stored run of `spec`.
 
     Raises FileNotFoundError if there is none, DamagedRunError if its files do not fit together.
     """
-    from safetensors.numpy import load as from_bytes
-
     path = Path(folder) / f"{run_name(spec)}.json"
     if not path.is_file():
         raise FileNotFoundError(f"no stored run {path}")
-    try:
-        record = json.loads(path.read_bytes())
-        arrays = path.with_suffix(".safetensors").read_bytes()
-        digest, run = record["arrays_sha256"], Run(record["spec"], {}, record["history"], record["provenance"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedRunError(f"the stored run {path} is incomplete ({error}); delete it and train it again") from error
-    if hashlib.sha256(arrays).hexdigest() != digest:
-        raise DamagedRunError(
-            f"the arrays beside {path} do not have the SHA-256 that it names; delete it and train it again"
-        )
-    if run.spec != spec:
-        raise DamagedRunError(f"the stored run {path} was made from another spec than its name says")
-    return replace(run, arrays=from_bytes(arrays))
+    return _load(path)
+
+
+def load_named(name, folder):
+    """The stored run of this name, or the only one whose name starts so.
+
+    Raises FileNotFoundError if there is none (with the nearest names), ValueError if there are several, and
+    DamagedRunError if its files do not fit together.
+    """
+    names = [path.stem for path in paths(folder)]
+    found = [name] if name in names else [other for other in names if other.startswith(name)]
+    if not found:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0)
+        hint = f"; the nearest of {len(names)}: {', '.join(near)}" if near else ""
+        raise FileNotFoundError(f"no stored run {name!r} in {folder}{hint}")
+    if len(found) > 1:
+        some = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+        raise ValueError(f"{len(found)} stored runs start with {name!r}: {some}")
+    return _load(Path(folder) / f"{found[0]}.json")

@@ -1,13 +1,18 @@
 """Training and prediction. The model, the data and the loss come in as arguments."""
 
+import json
 import os
 import sys
+import time
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import torch
 
-from .checks import check_int, check_positive
+from . import files
+from .checks import check_choice, check_int, check_positive
 
 
 class Batch(NamedTuple):
@@ -68,7 +73,75 @@ def progress_bar(items, **options):
     return tqdm(items, **options)
 
 
-def _check_schedule(split, epochs, batch_size, learning_rate):
+PRECISIONS = ("float64", "float32", "bfloat16", "float16")
+SCHEDULES = ("constant", "linear", "step", "one-cycle")
+
+
+def best_precision(device):
+    """The precision in which `device` trains fastest: bfloat16 where it has units for it, else float16 on a GPU.
+
+    A CPU without such units (AVX512-BF16 or AMX) is slower in bfloat16 than in float32, so it gets float32.
+    """
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else "float32"
+
+
+def _cpu_flags():
+    """What Linux says this CPU can do; elsewhere nothing (and so float32, which is right everywhere)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        return set()
+
+
+def autocast(device, precision):
+    """A context in which the layers of a float32 network compute in bfloat16 or float16, if that is `precision`.
+
+    Weights stay in float32, so that small steps are not lost.
+    """
+    if precision is not None:
+        check_choice(precision, "precision", PRECISIONS)
+    low = precision in ("bfloat16", "float16")
+    return torch.autocast(torch.device(device).type, getattr(torch, precision) if low else None, enabled=low)
+
+
+def rate(schedule, done, milestones=()):
+    """Factor of the learning rate when the share `done` in [0, 1) of all steps is made.
+
+    constant: 1. linear: 1 − done. step: 1/10 for each of the milestones (shares of all steps) that is passed.
+    one-cycle: up in a straight line to 1 at the share milestones[0], then down to 0.
+
+    >>> [rate("step", done, (0.5, 0.75)) for done in (0.0, 0.5, 0.8)]
+    [1.0, 0.1, 0.01]
+    """
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "one-cycle":
+        (peak,) = milestones
+        return done / peak if done < peak else (1.0 - done) / (1.0 - peak)
+    if schedule == "step":
+        return 10.0 ** -sum(done >= milestone for milestone in milestones)
+    return 1.0
+
+
+class DeviceMemoryError(RuntimeError):
+    """The GPU's memory is too small for a batch."""
+
+
+@contextmanager
+def _memory_advice(batch_size):
+    """Turn the device's out-of-memory error into one that says which batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device's memory does not hold a batch of {batch_size}; try batch_size {max(1, batch_size // 2)}"
+        ) from error
+
+
+def _check_schedule(split, epochs, batch_size, learning_rate, schedule, milestones):
     """Raise unless there is something to train on, by a schedule that makes sense."""
     examples, labels = len(split.inputs), len(split.labels)
     if examples == 0 or examples != labels:
@@ -76,16 +149,162 @@ def _check_schedule(split, epochs, batch_size, learning_rate):
     check_int(epochs, "epochs", 0)
     check_int(batch_size, "batch_size", 1)
     check_positive(learning_rate, "learning_rate")
+    check_milestones(schedule, milestones)
 
 
-def _train_epoch(model, split, loss, optimizer, batches):
-    """One step for each of `batches` (tensors of indices); returns the last batch's loss."""
-    for index in batches:
-        batch = Batch(split.inputs[index], split.labels[index], index)
-        value = loss(model(batch.inputs).logits, batch)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
+def check_milestones(schedule, milestones):
+    """Raise unless `milestones` suit the schedule: one share in (0, 1) for one-cycle, any for step, else none."""
+    check_choice(schedule, "schedule", SCHEDULES)
+    expected = {"one-cycle": len(milestones) == 1, "step": len(milestones) > 0}.get(schedule, len(milestones) == 0)
+    if not expected or not all(0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
+        raise ValueError(
+            f"milestones must be rising shares in (0, 1): one for 'one-cycle', one or more for 'step', "
+            f"none for {{'constant', 'linear'}}; got {tuple(milestones)} for {schedule!r}"
+        )
+
+
+def _groups(model, decay_only, weight_decay, head_factor):
+    """Parameter groups of the optimizer: which weights decay, and how fast the head learns, as factors."""
+    unknown = set(decay_only) - {name for name, _ in model.named_parameters()}
+    if unknown:
+        raise ValueError(f"decay_only must name parameters of the network, got {', '.join(sorted(unknown))}")
+    groups = {}
+    for name, weights in model.named_parameters():
+        decay = weight_decay if not decay_only or name in decay_only else 0.0
+        factor = head_factor if name.startswith("head.") else 1.0
+        groups.setdefault((decay, factor), []).append(weights)
+    return [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in groups.items()]
+
+
+class _Stepper:
+    """All that changes the weights: gradients in the right precision, clipping, SGD and its learning rate."""
+
+    def __init__(self, model, loss, groups, device, precision, clip_norm, learning_rate, **sgd):
+        self.model, self.loss, self.device, self.precision, self.clip_norm = model, loss, device, precision, clip_norm
+        self.learning_rate = learning_rate
+        self.optimizer = torch.optim.SGD(groups, lr=learning_rate, **sgd)
+        # float16 cannot hold gradients below 6e-8: they are scaled up, and the step divides again.
+        self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
+
+    def __call__(self, batch, factor):
+        """One step on a batch, with the learning rate times `factor`; returns the loss."""
+        with autocast(self.device, self.precision):
+            logits = self.model(batch.inputs).logits
+        value = self.loss(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(value).backward()
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor * group["factor"]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value.detach()
+
+    def tensors(self):
+        """Weights, buffers and momentum by name: all tensors that the next step depends on."""
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, weights in self.model.named_parameters():
+            buffer = self.optimizer.state.get(weights, {}).get("momentum_buffer")
+            if buffer is not None:
+                state[f"momentum.{name}"] = buffer
+        return state
+
+    def load(self, state):
+        """Take up where `tensors` was taken."""
+        self.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+        for name, weights in self.model.named_parameters():
+            if f"momentum.{name}" in state:
+                buffer = state[f"momentum.{name}"].to(weights.device)
+                self.optimizer.state[weights]["momentum_buffer"] = torch.empty_like(weights).copy_(buffer)
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that belongs to another network or schedule."""
+
+
+def _save_checkpoint(path, stepper, epoch, history):
+    """Write the state after `epoch` by atomic rename: a kill leaves the older checkpoint, or none."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in stepper.tensors().items()}
+    progress = {"epoch": epoch, "history": history, "scaler": stepper.scaler.state_dict()}
+    files.write(path, save(state, {"progress": json.dumps(progress)}))
+
+
+def _load_checkpoint(path, stepper):
+    """Restore what `_save_checkpoint` wrote; returns (epoch, history)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+            stepper.load({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
+        stepper.scaler.load_state_dict(progress["scaler"])
+        return progress["epoch"], progress["history"]
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DamagedCheckpointError(
+            f"the checkpoint {path} does not belong to this run or is damaged ({error}); delete it to start afresh"
+        ) from error
+
+
+@contextmanager
+def _random_state(seed, device):
+    """Inside the block, random numbers (dropout's) depend on `seed` alone; outside, nothing has changed."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _deterministic_kernels():
+    """Let cuDNN choose only kernels that give the same bits each time; other devices are not concerned."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def _epoch_seed(seed, epoch):
+    """A seed for the random numbers of one epoch, so that an epoch can be repeated without those before it."""
+    return seed * 1_000_003 + epoch
+
+
+def _orders(examples, seed, start, epochs, label):
+    """(epoch, order of the examples) of the epochs after `start`.
+
+    The orders before are drawn all the same, since each follows from the one before.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(start):
+        torch.randperm(examples, generator=generator)
+    for epoch in progress_bar(range(start + 1, epochs + 1), desc=label, leave=False, initial=start, total=epochs):
+        yield epoch, torch.randperm(examples, generator=generator)
+
+
+def _begin(checkpoint, stepper, record):
+    """(epochs made, history) of the checkpoint if there is one, else of a fresh start."""
+    if checkpoint and os.path.exists(checkpoint):
+        return _load_checkpoint(checkpoint, stepper)
+    return 0, [record(0, stepper.model)] if record else []
+
+
+def _train_epoch(stepper, split, order, batch_size, augment, factors):
+    """One step for each full batch of `order`; returns the last batch's loss.
+
+    The few examples left over wait for another epoch's order, so that all batches have one size; with fewer examples
+    than one batch, the batch is all of them.
+    """
+    full = max(1, len(order) // batch_size)
+    for index, factor in zip(order.split(batch_size)[:full], factors, strict=False):
+        inputs = split.inputs[index]
+        value = stepper(Batch(augment(inputs) if augment else inputs, split.labels[index], index), factor)
     return value
 
 
@@ -106,55 +325,92 @@ def fit(
     epochs,
     batch_size,
     learning_rate,
+    schedule="constant",
+    milestones=(),
     momentum=0.9,
+    nesterov=True,
     weight_decay=0.0,
+    decay_only=(),
+    head_factor=1.0,
+    clip_norm=0.0,
+    precision=None,
+    augment=None,
     seed=0,
     record=None,
     label="training",
+    checkpoint=None,
+    checkpoint_seconds=60,
 ):
-    """Train `model` in place by SGD with Nesterov momentum; return the history.
+    """Train `model` in place by SGD; return the history.
 
     Parameters
     ----------
     model : module whose forward gives `models.Output`
     split : inputs (N, …) and labels (N,) on the model's device
     loss : function (logits, Batch) → scalar tensor to minimise
-    epochs, batch_size, learning_rate, momentum, weight_decay : the schedule; the learning rate is constant
-    seed : of the order of the examples, drawn on the CPU so that it is the same on every device
+    epochs, batch_size, learning_rate, schedule, milestones : the schedule, see `rate`
+    momentum, nesterov, weight_decay : as in torch.optim.SGD
+    decay_only : names of the parameters that decay; empty means all
+    head_factor : of the learning rate of the last layer
+    clip_norm : the gradient's largest norm; 0 does not clip
+    precision : that the layers compute in, see `autocast`; None is the weights' own
+    augment : function (inputs, generator) → inputs, applied to each batch
+    seed : of the order of the examples (drawn on the CPU, so that it is the same on every device), of the
+        augmentation and of dropout
     record : function (epoch, model) → dict or None, called before training (epoch 0) and after each epoch;
         the dicts make the history
+    checkpoint : path; the state goes there at the end of an epoch if the last time is `checkpoint_seconds` ago, and
+        a run that finds its checkpoint goes on from it, to the same bits on the same machine
 
     Raises
     ------
-    TypeError, ValueError : empty data, inputs and labels of different length, epochs < 0, batch_size < 1, or a
-        learning rate that is not positive and finite.
+    TypeError, ValueError : empty data, inputs and labels of different length, epochs < 0, batch_size < 1, a learning
+        rate that is not positive and finite, milestones that do not suit the schedule, an unknown name in decay_only.
     FloatingPointError : the loss or the weights are no longer finite (says at which epoch).
+    DeviceMemoryError : the GPU's memory is too small (says which batch size to try).
+    DamagedCheckpointError : the checkpoint cannot be used.
     """
-    _check_schedule(split, epochs, batch_size, learning_rate)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
-    )
-    generator = torch.Generator().manual_seed(seed)
-    history = [record(0, model)] if record else []
+    _check_schedule(split, epochs, batch_size, learning_rate, schedule, milestones)
+    device = next(model.parameters()).device
+    groups = _groups(model, decay_only, weight_decay, head_factor)
+    sgd = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
+    stepper = _Stepper(model, loss, groups, device, precision, clip_norm, learning_rate, **sgd)
+    start, history = _begin(checkpoint, stepper, record)
+    steps, written = max(1, len(split.inputs) // batch_size), time.monotonic()
     model.train()
-    for epoch in progress_bar(range(1, epochs + 1), desc=label, leave=False):
-        order = torch.randperm(len(split.inputs), generator=generator).to(split.inputs.device)
-        value = _train_epoch(model, split, loss, optimizer, order.split(batch_size))
-        _check_health(value, model, epoch, learning_rate)
-        if record:
-            history.append(record(epoch, model))
+    with _memory_advice(batch_size), _deterministic_kernels():
+        for epoch, order in _orders(len(split.inputs), seed, start, epochs, label):
+            factors = (rate(schedule, done / (epochs * steps), milestones) for done in count((epoch - 1) * steps))
+            view = (
+                partial(augment, generator=torch.Generator().manual_seed(_epoch_seed(seed, epoch))) if augment else None
+            )
+            with _random_state(_epoch_seed(seed, epoch), device):
+                value = _train_epoch(stepper, split, order.to(device), batch_size, view, factors)
+            _check_health(value, model, epoch, learning_rate)
+            history += [record(epoch, model)] if record else []
+            if checkpoint and epoch < epochs and time.monotonic() - written >= checkpoint_seconds:
+                _save_checkpoint(checkpoint, stepper, epoch, history)
+                written = time.monotonic()
     return [row for row in history if row is not None]
 
 
 @torch.no_grad()
-def predict(model, inputs, batch_size=4096):
-    """Logits and features of all inputs, in evaluation mode: `models.Output` of tensors with N rows."""
+def predict(model, inputs, batch_size=1000, precision=None):
+    """Logits and features of all inputs, in evaluation mode: `models.Output` of tensors with N rows.
+
+    precision : that the layers compute in, see `autocast`; None is the weights' own
+
+    Raises ValueError if there is no input, DeviceMemoryError if the GPU's memory is too small for `batch_size`.
+    """
     if len(inputs) == 0:
         raise ValueError("inputs must hold at least one example, got none")
-    was_training = model.training
+    was_training, device = model.training, inputs.device
     model.eval()
-    parts = [model(part) for part in inputs.split(batch_size)]
-    model.train(was_training)
+    try:
+        with autocast(device, precision), _memory_advice(batch_size):
+            parts = [model(part) for part in inputs.split(batch_size)]
+    finally:
+        model.train(was_training)
     return type(parts[0])(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 

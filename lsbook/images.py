@@ -1,0 +1,59 @@
+"""Whole batches of images at once: uint8 tensors (N, C, H, W) in, uint8 tensors out, on the device where they lie.
+
+The usual pipeline opens, shifts and mirrors one image after the other, on the CPU. Here one indexing operation
+moves all images of a batch. Every random choice comes from a generator that the caller passes, so that a run can be
+repeated, and two networks can be shown the same view of the same image.
+"""
+
+import torch
+
+from .checks import check_int
+
+
+def check_images(images):
+    """Raise unless `images` is a uint8 tensor (N, C, H, W) with N ≥ 1."""
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images must be a uint8 tensor (N, C, H, W) with at least one image, got {given}")
+
+
+def channel_statistics(images):
+    """Mean and standard deviation of each channel, of pixels scaled to [0, 1]: two float64 tensors (C,).
+
+    Counts how often each of the 256 values occurs, so that 150 million pixels need no copy in float.
+    """
+    check_images(images)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.cpu().unbind(1)]).double()
+    total = counts.sum(1)
+    mean = counts @ values / total
+    return mean, ((counts @ values**2) / total - mean**2).clamp_min(0).sqrt()
+
+
+def shift(images, down, right, border):
+    """Image i moved down[i] rows and right[i] columns, each in −border … border; black comes in at the edges.
+
+    The same as padding by `border` pixels and cropping: one gather of rows, one of columns.
+    """
+    height, width = images.shape[2:]
+    padded = torch.nn.functional.pad(images, (border,) * 4).permute(0, 2, 3, 1)  # pixels last: whole pixels are moved
+    rows = border - down[:, None] + torch.arange(height, device=images.device)
+    columns = border - right[:, None] + torch.arange(width, device=images.device)
+    example = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_shift(images, border, generator):
+    """Every image moved by a random whole number of pixels in −border … border, down and right on its own."""
+    check_images(images)
+    if check_int(border, "border", 0) == 0:
+        return images
+    moves = torch.randint(-border, border + 1, (2, len(images)), generator=generator, device=generator.device)
+    return shift(images, *moves.to(images.device), border)
+
+
+def random_flip(images, generator):
+    """Every image mirrored left to right with probability ½."""
+    check_images(images)
+    mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
