@@ -87,8 +87,24 @@ def digits(train_examples=150, seed=0, dtype=torch.float64, device="cpu"):
     return Dataset("digits", 10, Split(train_x, train_y), Split(test_x, test_y), tuple("0123456789"))
 
 
+def digit_images(device="cpu"):
+    """The 1,797 digits as grey images of 32 × 32 pixels: inputs uint8 (N, 1, 32, 32), 500 of them held out.
+
+    Each pixel of 8 × 8 becomes a square of 4 × 4. So a network for images can be tried without any download; always
+    the same split, class-balanced.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.kron(pixels.reshape(-1, 1, 8, 8) * 15, np.ones((1, 1, 4, 4))).astype(np.uint8)  # 0 … 16 to 0 … 240
+    parts = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
+    train_x, test_x, train_y, test_y = (torch.from_numpy(part).to(device) for part in parts)
+    return Dataset("digit_images", 10, Split(train_x, train_y), Split(test_x, test_y), tuple("0123456789"))
+
+
 def load(name, device="cpu", progress=False):
-    """MNIST, CIFAR-10 or CIFAR-100: inputs uint8 (N, C, H, W), labels int64 (N,), both on `device`.
+    """MNIST, CIFAR-10, CIFAR-100 or `digit_images`: inputs uint8 (N, C, H, W), labels int64 (N,), both on `device`.
 
     Each split comes in canonical order, that of the examples' SHA-256 digests: the same arrays whatever the container
     held, and every prefix is a random sample. An absent set is fetched, with a bar if `progress`.
@@ -96,6 +112,8 @@ def load(name, device="cpu", progress=False):
     Raises ValueError for an unknown name, MissingDataError if the set is absent and cannot be fetched,
     DamagedDataError if it is not the data set.
     """
+    if name == "digit_images":
+        return digit_images(device)
     source = _source(name, "images")
     if not status(name).present:
         fetch(name, progress=progress)
