@@ -192,7 +192,7 @@ def data_of(spec, device="cpu"):
     if spec.dataset == "digits":
         dtype = torch.float64 if spec.dtype == "float64" else torch.float32
         return datasets.digits(spec.train_examples, spec.seed, dtype, device)
-    data = datasets.load(spec.dataset, device)
+    data = datasets.load(spec.dataset, device, training.show_progress())
     pool, held_out = data.train, data.test
     if spec.held_out == "validation":
         # Examples stand in the order of their digests, so the last ones are a random draw that is the same for all.

@@ -9,8 +9,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from . import runs
 from .checks import check_choice
-from .experiments import Spec, variants
+from .experiments import Spec, run_all, variants
 
 SEEDS = (0, 1, 2, 3, 4)
 FEW_SEEDS = (0, 1, 2)
@@ -18,7 +19,7 @@ FEW_SEEDS = (0, 1, 2)
 # --- smoke: does everything run? A few steps on small images, float32, so that any machine can.
 
 _SMOKE = Spec(
-    experiment="smoke-fc",
+    experiment="digits-fc",
     preset="smoke",
     dataset="digit_images",
     train_examples=256,
@@ -154,7 +155,7 @@ def _with_dropout(spec):
 
 
 def _smoke():
-    networks = {"smoke-alexnet": "alexnet", "smoke-resnet20": "resnet20"}
+    networks = {"digits-alexnet": "alexnet", "digits-resnet20": "resnet20"}
     pictures = [replace(_SMOKE, experiment=e, network=n, **_SMOKE_IMAGES) for e, n in networks.items()]
     return [s for spec in (_SMOKE, *pictures) for s in variants(spec, alpha=(0.0, 0.1))] + [_with_dropout(_SMOKE)]
 
@@ -202,8 +203,21 @@ def experiment(name, preset, **wanted):
     """
     mine = [spec for spec in specs(preset) if spec.experiment == name]
     if not mine:
-        check_choice(name, f"experiment of preset {preset!r}", tuple(dict.fromkeys(s.experiment for s in specs(preset))))
+        check_choice(
+            name, f"experiment of preset {preset!r}", tuple(dict.fromkeys(s.experiment for s in specs(preset)))
+        )
     return [spec for spec in mine if all(getattr(spec, key) == value for key, value in wanted.items())]
+
+
+def load_runs(name, preset="laptop"):
+    """The stored runs of one experiment, a dict of α → list of runs over seeds; what is not stored is trained now.
+
+    Raises ValueError for an unknown experiment, with the nearest name.
+    """
+    by_alpha = {}
+    for spec in experiment(name, preset):
+        by_alpha.setdefault(spec.alpha, []).append(spec)
+    return {alpha: run_all(group, runs.folder()) for alpha, group in sorted(by_alpha.items())}
 
 
 def find(text):

@@ -126,6 +126,22 @@ def rate(schedule, done, milestones=()):
     return 1.0
 
 
+def _capture_graphs(model, inputs, precision):
+    """Record the network's forward and backward pass on a GPU as CUDA graphs, in place, if LSBOOK_CUDA_GRAPHS=1.
+
+    A ResNet-56 step starts some 500 small kernels, and a large GPU waits for each to be asked for; a graph asks once.
+    Recording runs a few passes, so the running means of batch normalisation are put back afterwards.
+    """
+    if not inputs.is_cuda or os.environ.get("LSBOOK_CUDA_GRAPHS") != "1":
+        return
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    low = precision in ("bfloat16", "float16")
+    with torch.autocast("cuda", getattr(torch, precision) if low else None, enabled=low, cache_enabled=False):
+        torch.cuda.make_graphed_callables(model, (inputs.clone(),))
+    model.load_state_dict(before)
+
+
 class DeviceMemoryError(RuntimeError):
     """The GPU's memory is too small for a batch."""
 
@@ -353,7 +369,8 @@ def fit(
     decay_only : names of the parameters that decay; empty means all
     head_factor : of the learning rate of the last layer
     clip_norm : the gradient's largest norm; 0 does not clip
-    precision : that the layers compute in, see `autocast`; None is the weights' own
+    precision : that the layers compute in, see `autocast`; None is the weights' own. On a GPU, LSBOOK_CUDA_GRAPHS=1
+        records the passes as CUDA graphs.
     augment : function (inputs, generator) → inputs, applied to each batch
     seed : of the order of the examples (drawn on the CPU, so that it is the same on every device), of the
         augmentation and of dropout
@@ -375,10 +392,11 @@ def fit(
     groups = _groups(model, decay_only, weight_decay, head_factor)
     sgd = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
     stepper = _Stepper(model, loss, groups, device, precision, clip_norm, learning_rate, **sgd)
-    start, history = _begin(checkpoint, stepper, record)
     steps, written = max(1, len(split.inputs) // batch_size), time.monotonic()
-    model.train()
     with _memory_advice(batch_size), _deterministic_kernels():
+        _capture_graphs(model, split.inputs[:batch_size], precision)
+        start, history = _begin(checkpoint, stepper, record)
+        model.train()
         for epoch, order in _orders(len(split.inputs), seed, start, epochs, label):
             factors = (rate(schedule, done / (epochs * steps), milestones) for done in count((epoch - 1) * steps))
             view = (
