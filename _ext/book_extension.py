@@ -55,8 +55,13 @@ def library_versions():
 
 
 def cache_digest(root, device, versions=(), settings=()):
-    """Hex digest of lsbook/**/*.py, data/** and the given device, library versions and settings."""
-    files = [*(root / "lsbook").rglob("*.py"), *(p for p in (root / "data").rglob("*") if p.is_file())]
+    """Hex digest of lsbook/**/*.py, data/** and the given device, library versions and settings.
+
+    Locks and checkpoints of runs in progress, in folders whose names start with a dot, are no data.
+    """
+    data = [path for path in (root / "data").rglob("*") if path.is_file()]
+    files = [path for path in data if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    files += (root / "lsbook").rglob("*.py")
     digest = hashlib.sha256()
     for text in (device, *versions, *settings):
         digest.update(f"{text}\0".encode())

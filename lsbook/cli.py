@@ -4,6 +4,7 @@ import argparse
 import fnmatch
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from . import __version__
@@ -96,19 +97,18 @@ def _chosen(names, pattern):
 
 def _check_device(device):
     """Raise ValueError unless `device`, or without one the default device, is available here."""
-    import torch
-
     from . import training
 
-    if device is None:
-        training.default_device()
-        return
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(
-            f"--device must name a device that is available here, such as cpu, cuda or cuda:1; got {device!r}"
-        ) from error
+    training.default_device() if device is None else training.check_device(device, "--device")
+
+
+def _folder(args, specs):
+    """Where the runs go. Those of the preset smoke are a test, so unless told otherwise they are not kept."""
+    from . import runs
+
+    if args.folder is None and all(spec.preset == "smoke" for spec in specs):
+        return Path(tempfile.mkdtemp(prefix="lsbook-smoke-"))
+    return args.folder or runs.folder()
 
 
 def _fetch_for(specs):
@@ -128,11 +128,11 @@ def _report(outcome):
 
 
 def _run(args):
-    from . import presets, runs, sweeps
+    from . import presets, sweeps
 
     specs = {spec.name: spec for spec in presets.find(args.what)}
     specs = [specs[name] for name in _chosen(specs, args.only)]
-    folder = args.folder or runs.folder()
+    folder = _folder(args, specs)
     todo = sweeps.missing(specs, folder)
     print(f"{len(specs)} runs: {len(specs) - len(todo)} stored in {folder}, {len(todo)} to train")
     if args.dry_run:

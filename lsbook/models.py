@@ -77,11 +77,16 @@ class LocalResponseNorm(nn.Module):
 
     def __init__(self, channels, size=9, alpha=1e-3):
         super().__init__()
+        if check_int(size, "size", 1) % 2 == 0:
+            raise ValueError(f"size must be odd, as many channels on both sides, got {size}")
         channel = torch.arange(channels)
-        near = (channel[:, None] - channel).abs() <= check_int(size, "size", 1) // 2
+        near = (channel[:, None] - channel).abs() <= size // 2
         self.register_buffer("band", (alpha / size * near)[:, :, None, None])
 
     def forward(self, x):
+        if x.dtype == torch.float16:  # where 300² is infinite already
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.float()).half()
         root = (1 + F.conv2d(x * x, self.band.to(x.dtype))).rsqrt()
         return x * root * root.sqrt()
 

@@ -101,7 +101,7 @@ def draw_intervals(ax, x, intervals, color=SMOOTHED, label=None):
 
 
 def draw_intervals_across(ax, names, intervals, color=SMOOTHED, marker="o"):
-    """One row a name, from top to bottom: the mean with its confidence interval (`claims.Interval`) along the x axis."""
+    """One row a name, from the top down: the mean and its confidence interval (`claims.Interval`) along the x axis."""
     mean = np.array([i.mean for i in intervals])
     spread = np.array([[i.mean - i.low, i.high - i.mean] for i in intervals]).T
     ax.errorbar(mean, names, xerr=spread, fmt=marker, color=color, capsize=4, markersize=6, linewidth=2)

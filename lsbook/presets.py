@@ -228,10 +228,12 @@ def find(text):
     if text.endswith(".json"):
         return [_read_spec(Path(text))]
     known = {name: specs(name) for name in names()}
-    for spec in [spec for group in known.values() for spec in group]:
+    everything = [spec for group in known.values() for spec in group]
+    if named := [spec for spec in everything if spec.name == text]:
+        return named[:1]
+    for spec in everything:
         known.setdefault(f"{spec.experiment}-{spec.preset}", []).append(spec)
-        known[spec.name] = [spec]
-    return known[check_choice(text, "what to run", known)]
+    return known[check_choice(text, "what to run (a preset, EXPERIMENT-PRESET, a run or FILE.json)", known)]
 
 
 def _read_spec(path):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import experiments, runs, training
 from .checks import check_int
 
-MOST_DEATHS = 3  # how many workers may die before a sweep gives up; Dask has the same number for each run
+MOST_DEATHS = 3  # after so many killed processes the rest is trained one by one; Dask allows a run as many
 PATIENCE = 5  # seconds to wait for a scheduler's answer
 
 
@@ -70,25 +70,39 @@ def _train_in_worker(spec, threads=None, **options):
         return _train_one(spec, **options)
 
 
-def _over_processes(specs, jobs, work):
-    """Yield the outcomes of `specs` as they come from `jobs` processes. If one is killed, start anew with the rest."""
+def _parallel(specs, jobs, work):
+    """The outcomes of `specs` as they come from `jobs` processes, with an equal share of the cores for each."""
     import joblib
+
+    work = joblib.delayed(partial(work, threads=max(1, joblib.cpu_count() // jobs)))
+    # A process takes one run at a time: what it has taken, no other can take over.
+    parallel = joblib.Parallel(jobs, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
+    return parallel(work(spec) for spec in specs)
+
+
+def _over_processes(specs, jobs, work):
+    """Yield the outcomes of `specs` as they come from processes of this machine, also if some of these are killed.
+
+    joblib ends all its processes when one dies (and the system then frees their locks), so the rest starts anew.
+    When that has happened often, each run that is left gets its chance alone, since the neighbours of the one that
+    kills are innocent, and memory may suffice for one at a time.
+    """
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     left = {spec.name: spec for spec in specs}
-    work = joblib.delayed(partial(work, threads=max(1, joblib.cpu_count() // jobs)))
-    for _ in range(MOST_DEATHS + 1):
+    for _ in range(MOST_DEATHS):
         try:
-            # batch_size: what a process has taken, no other can take over
-            parallel = joblib.Parallel(jobs, batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
-            for outcome in parallel(work(spec) for spec in left.copy().values()):
+            for outcome in _parallel(list(left.values()), jobs, work):
                 del left[outcome.name]
                 yield outcome
             return
         except TerminatedWorkerError:
-            continue  # joblib has ended its other processes too, and their locks with them
-    for name in left:
-        yield Outcome(name, f"not trained, since {MOST_DEATHS + 1} processes were killed: is memory short?")
+            continue
+    for name, spec in left.items():
+        try:
+            yield from _parallel([spec], jobs, work)
+        except TerminatedWorkerError:
+            yield Outcome(name, "its process was killed again, even with no other beside it: is memory short?")
 
 
 @contextmanager

@@ -31,13 +31,18 @@ def default_device():
     wish = os.environ.get("LSBOOK_DEVICE")
     if not wish:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    return check_device(wish, "LSBOOK_DEVICE")
+
+
+def check_device(device, name="device"):
+    """Return `device` ("cpu", "cuda", "cuda:1" …) if it is available here. Raises ValueError if it is not."""
     try:
-        torch.zeros(1, device=wish).cpu()  # the way back fails on "meta", which holds no values
+        torch.zeros(1, device=device).cpu()  # the way back fails on "meta", which holds no values
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
-            f"LSBOOK_DEVICE must name a device that is available here, such as cpu, cuda or cuda:1; got {wish!r}"
+            f"{name} must name a device that is available here, such as cpu, cuda or cuda:1; got {device!r}"
         ) from error
-    return wish
+    return device
 
 
 @contextmanager
@@ -152,9 +157,8 @@ def _memory_advice(batch_size):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"the device's memory does not hold a batch of {batch_size}; try batch_size {max(1, batch_size // 2)}"
-        ) from error
+        advice = f"try batch_size {batch_size // 2}" if batch_size > 1 else "try the CPU, or a smaller network"
+        raise DeviceMemoryError(f"the device's memory does not hold a batch of {batch_size}; {advice}") from error
 
 
 def _check_schedule(split, epochs, batch_size, learning_rate, schedule, milestones):
@@ -240,22 +244,27 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint that cannot be read, or that belongs to another network or schedule."""
 
 
-def _save_checkpoint(path, stepper, epoch, history):
-    """Write the state after `epoch` by atomic rename: a kill leaves the older checkpoint, or none."""
+def _save_checkpoint(path, stepper, epoch, history, plan):
+    """Write the state after `epoch` by atomic rename: a kill leaves the older checkpoint, or none.
+
+    plan : numbers that tell this training from others, so that only it goes on from here
+    """
     from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in stepper.tensors().items()}
-    progress = {"epoch": epoch, "history": history, "scaler": stepper.scaler.state_dict()}
+    progress = {"plan": plan, "epoch": epoch, "history": history, "scaler": stepper.scaler.state_dict()}
     files.write(path, save(state, {"progress": json.dumps(progress)}))
 
 
-def _load_checkpoint(path, stepper):
+def _load_checkpoint(path, stepper, plan):
     """Restore what `_save_checkpoint` wrote; returns (epoch, history)."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
+            if progress["plan"] != plan:
+                raise ValueError(f"it is of {progress['plan']}, not of {plan}")
             stepper.load({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
         stepper.scaler.load_state_dict(progress["scaler"])
         return progress["epoch"], progress["history"]
@@ -304,10 +313,10 @@ def _orders(examples, seed, start, epochs, label):
         yield epoch, torch.randperm(examples, generator=generator)
 
 
-def _begin(checkpoint, stepper, record):
+def _begin(checkpoint, stepper, record, plan):
     """(epochs made, history) of the checkpoint if there is one, else of a fresh start."""
     if checkpoint and os.path.exists(checkpoint):
-        return _load_checkpoint(checkpoint, stepper)
+        return _load_checkpoint(checkpoint, stepper, plan)
     return 0, [record(0, stepper.model)] if record else []
 
 
@@ -392,10 +401,12 @@ def fit(
     groups = _groups(model, decay_only, weight_decay, head_factor)
     sgd = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
     stepper = _Stepper(model, loss, groups, device, precision, clip_norm, learning_rate, **sgd)
+    plan = {"examples": len(split.inputs), "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    plan |= {"learning_rate": learning_rate, "schedule": schedule, "precision": precision}
     steps, written = max(1, len(split.inputs) // batch_size), time.monotonic()
     with _memory_advice(batch_size), _deterministic_kernels():
         _capture_graphs(model, split.inputs[:batch_size], precision)
-        start, history = _begin(checkpoint, stepper, record)
+        start, history = _begin(checkpoint, stepper, record, plan)
         model.train()
         for epoch, order in _orders(len(split.inputs), seed, start, epochs, label):
             factors = (rate(schedule, done / (epochs * steps), milestones) for done in count((epoch - 1) * steps))
@@ -407,7 +418,7 @@ def fit(
             _check_health(value, model, epoch, learning_rate)
             history += [record(epoch, model)] if record else []
             if checkpoint and epoch < epochs and time.monotonic() - written >= checkpoint_seconds:
-                _save_checkpoint(checkpoint, stepper, epoch, history)
+                _save_checkpoint(checkpoint, stepper, epoch, history, plan)
                 written = time.monotonic()
     return [row for row in history if row is not None]
 

@@ -938,3 +938,28 @@ def test_real_superclasses_are_those_of_the_file():
         index = np.array(datasets.superclasses()[1])
         np.testing.assert_array_equal(index[stored["train_labels"]], expected[0])
         np.testing.assert_array_equal(index[stored["test_labels"]], expected[1])
+
+
+# --- digits as images
+
+
+def test_digit_images_are_the_digits_in_larger_squares():
+    from sklearn.datasets import load_digits
+
+    data = datasets.load("digit_images")
+    assert (data.name, data.num_classes, data.class_names) == ("digit_images", 10, tuple("0123456789"))
+    assert [tuple(split.inputs.shape) for split in (data.train, data.test)] == [(1297, 1, 32, 32), (500, 1, 32, 32)]
+    inputs, labels = (torch.cat(parts) for parts in zip(data.train, data.test, strict=True))
+    assert (inputs.dtype, labels.dtype) == (torch.uint8, torch.int64)
+    squares = inputs.reshape(-1, 8, 4, 8, 4)
+    assert (squares == squares[:, :, :1, :, :1]).all()
+    pixels, expected = load_digits(return_X_y=True)
+    rows = np.column_stack([squares[:, :, 0, :, 0].reshape(-1, 64) // 15, labels])
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, np.column_stack([pixels, expected]).tolist()))
+    assert (data.test.labels.bincount() - 50).abs().max() <= 2
+
+
+def test_digit_images_are_always_the_same():
+    first, second = datasets.digit_images(), datasets.load("digit_images")
+    for one, other in zip(first.train + first.test, second.train + second.test, strict=True):
+        assert torch.equal(one, other)

@@ -135,6 +135,11 @@ def test_variants_come_in_order_last_choice_fastest():
 # --- training
 
 
+def test_digits_have_no_validation_split():
+    with pytest.raises(ValueError, match="held_out must be 'test' on digits, .* got 'validation'"):
+        experiments.data_of(replace(TINY, held_out="validation"))
+
+
 def test_a_run_holds_what_the_analysis_needs(tiny_run):
     shapes = {name: array.shape for name, array in tiny_run.arrays.items()}
     assert shapes == {

@@ -93,7 +93,9 @@ def test_modules_load_by_name():
 
 
 def test_unknown_module_is_named():
-    with pytest.raises(AttributeError, match="'lsbook' has no attribute 'nonsense'; its modules are checks, files, targets"):
+    with pytest.raises(
+        AttributeError, match="'lsbook' has no attribute 'nonsense'; its modules are checks, files, targets"
+    ):
         lsbook.nonsense  # noqa: B018
 
 

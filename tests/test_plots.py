@@ -24,6 +24,7 @@ DRAWINGS = {
     "draw_bars": lambda ax: plots.draw_bars(ax, [0.7, 0.1, 0.2]),
     "draw_band": lambda ax: plots.draw_band(ax, X, [[1, 2, 3], [3, 4, 8]], plots.BLUE, "band"),
     "draw_intervals": lambda ax: plots.draw_intervals(ax, [0, 1], INTERVALS),
+    "draw_intervals_across": lambda ax: plots.draw_intervals_across(ax, ["a", "b"], INTERVALS),
     "draw_stacked": lambda ax: plots.draw_stacked(ax, ["a", "b"], {"first": [1, 2], "second": [3, 4]}),
     "draw_curves": lambda ax: plots.draw_curves(ax, X, {"one": X, "two": X**2}),
     "draw_curves, dashed": lambda ax: plots.draw_curves(ax, X, {"one": X, "two": X**2}, markers=None),
@@ -168,6 +169,16 @@ def test_intervals_reach_from_low_to_high(ax):
     plots.draw_intervals(ax, [0, 1], INTERVALS)
     bars = ax.containers[0].lines[2][0].get_segments()
     np.testing.assert_allclose([bar[:, 1] for bar in bars], [(0.4, 0.7), (0.1, 0.3)])
+
+
+def test_intervals_across_show_their_bounds_in_rows(ax):
+    plots.draw_intervals_across(ax, ["a", "b"], INTERVALS)
+    plots.draw_intervals_across(ax, ["c"], INTERVALS[:1], plots.RED)
+    bars = [c.lines[2][0].get_segments() for c in ax.containers]
+    np.testing.assert_allclose([bar[:, 0] for bar in bars[0]], [(0.4, 0.7), (0.1, 0.3)])
+    np.testing.assert_allclose(bars[1][0][:, 1], 2)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert ax.yaxis_inverted()  # the first on top, also after a second call
 
 
 def test_stacked_bars_stand_on_each_other(ax):

@@ -266,6 +266,9 @@ def test_the_cache_knows_code_data_device_and_libraries(checkout):
     assert digest() == first
     (checkout / "README.md").write_text("not looked at")
     (checkout / "lsbook" / "notes.txt").write_text("not looked at")
+    for folder in (".locks", ".checkpoints"):  # of runs in progress
+        (checkout / "data" / "runs" / folder).mkdir()
+        (checkout / "data" / "runs" / folder / "a.safetensors").write_text("not looked at")
     assert digest() == first
     seen = {
         first,

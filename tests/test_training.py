@@ -1,9 +1,18 @@
-"""Data, networks, training and prediction."""
+"""Data, training and prediction."""
 
+import errno
 import io
+import json
 import math
+import os
+import random
+import re
+import signal
+import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from strategies import dtypes
 
-from lsbook import datasets, models, targets, theory, training
+from lsbook import datasets, images, models, targets, theory, training
 from lsbook.datasets import Split
 from lsbook.models import FullyConnected
 
@@ -92,70 +103,6 @@ def test_digits_bad_size(train_examples):
         datasets.digits(train_examples)
 
 
-# --- models
-
-
-def test_logits_are_features_times_templates():
-    model = models.build((6, 5, 4, 3), seed=0)
-    inputs = torch.randn(7, 6, dtype=torch.float64)
-    output = model(inputs)
-    assert output.logits.shape == (7, 3)
-    assert output.features.shape == (7, 4)
-    assert (output.features >= 0).all()
-    torch.testing.assert_close(output.logits, output.features @ model.head.weight.T + model.head.bias)
-
-
-def test_network_by_hand():
-    model = models.build((3, 4, 2), seed=1)
-    weights = [p.detach().numpy() for p in model.parameters()]
-    x = np.array([[0.5, -1.0, 2.0]])
-    by_hand = np.maximum(x @ weights[0].T + weights[1], 0) @ weights[2].T + weights[3]
-    np.testing.assert_allclose(model(torch.tensor(x)).logits.detach(), by_hand, rtol=1e-14)
-
-
-def test_images_are_flattened_and_no_hidden_layer_is_allowed():
-    model = models.build((12, 3), seed=0)
-    output = model(torch.randn(2, 3, 4, dtype=torch.float64))
-    assert output.logits.shape == (2, 3)
-    assert output.features.shape == (2, 12)
-
-
-def test_initial_weights_depend_on_the_seed_alone():
-    torch.manual_seed(5)
-    first = models.build((6, 5, 3), seed=0)
-    torch.randn(100)
-    again, other = models.build((6, 5, 3), seed=0), models.build((6, 5, 3), seed=1)
-    pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
-    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in pairs)
-
-
-def test_building_leaves_the_global_generator_as_it_was():
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    models.build((6, 5, 3), seed=0)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_building_does_not_reset_the_generator_of_a_gpu(monkeypatch):
-    """Regression: torch.manual_seed seeds every device, and fork_rng(devices=[]) gives only the CPU's back."""
-    seeded = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
-    models.build((6, 3), seed=0)
-    assert seeded == []
-
-
-def test_dtype_of_a_model():
-    for dtype in (torch.float32, torch.float64):
-        assert {p.dtype for p in models.build((4, 3, 2), 0, dtype).parameters()} == {dtype}
-
-
-@pytest.mark.parametrize("sizes", [(), (5,)])
-def test_too_few_sizes(sizes):
-    with pytest.raises(ValueError) as caught:
-        FullyConnected(sizes)
-    assert str(caught.value) == f"sizes must name at least inputs and num_classes, got {sizes}"
-
-
 # --- fit
 
 
@@ -197,7 +144,7 @@ def test_fit_is_the_textbook_loop(momentum, weight_decay, batch_size):
     velocity, generator, rate = [0.0, 0.0], torch.Generator().manual_seed(7), 0.05
     for _ in range(4):
         order = torch.randperm(10, generator=generator).numpy()
-        for start in range(0, 10, batch_size):
+        for start in range(0, 10 - batch_size + 1, batch_size):  # full batches only
             x, y = inputs[order[start : start + batch_size]], labels[order[start : start + batch_size]]
             z = x @ weight.T + bias
             p = np.exp(z - z.max(1, keepdims=True))
@@ -212,7 +159,9 @@ def test_fit_is_the_textbook_loop(momentum, weight_decay, batch_size):
     np.testing.assert_allclose(model.head.bias.detach(), bias, rtol=1e-11, atol=1e-13)
 
 
-def test_every_epoch_shows_each_example_once():
+@pytest.mark.parametrize(("batch_size", "batches"), [(4, [4, 4]), (5, [5, 5]), (10, [10]), (11, [10]), (1, [1] * 10)])
+def test_an_epoch_is_as_many_full_batches_as_there_are(batch_size, batches):
+    """No example twice, and none left out unless it does not fill a batch."""
     split, seen = blobs(10), []
 
     def loss(logits, batch):
@@ -221,10 +170,10 @@ def test_every_epoch_shows_each_example_once():
         seen.append(batch.index.tolist())
         return hard_loss(logits, batch)
 
-    training.fit(models.build((4, 2), 0), split, loss, epochs=2, batch_size=4, learning_rate=0.1)
-    assert [len(batch) for batch in seen] == [4, 4, 2] * 2
-    first, second = sum(seen[:3], []), sum(seen[3:], [])
-    assert sorted(first) == sorted(second) == list(range(10))
+    training.fit(models.build((4, 2), 0), split, loss, epochs=2, batch_size=batch_size, learning_rate=0.1)
+    assert [len(batch) for batch in seen] == batches * 2
+    first, second = sum(seen[: len(batches)], []), sum(seen[len(batches) :], [])
+    assert len(set(first)) == len(set(second)) == sum(batches)
     assert first != second
 
 
@@ -289,6 +238,671 @@ def test_weights_that_are_no_longer_finite_say_when(record):
     options = {"epochs": 1, "batch_size": 40, "learning_rate": 1e308, "record": record}
     with pytest.raises(FloatingPointError, match=r"the weights became infinite or NaN in epoch 1; .* below 1e\+308"):
         training.fit(models.build((4, 8, 2), 0), blobs(), lambda z, batch: 1e3 * hard_loss(z, batch), **options)
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "milestones", "expected"),
+    [
+        ("constant", (), [1, 1, 1, 1, 1]),
+        ("linear", (), [1, 0.9, 0.75, 0.5, 0.1]),
+        ("step", (0.5,), [1, 1, 1, 0.1, 0.1]),
+        ("step", (0.1, 0.25, 0.9), [1, 0.1, 0.01, 0.01, 0.001]),
+        ("one-cycle", (0.25,), [0, 0.4, 1, 2 / 3, 0.4 / 3]),
+        ("one-cycle", (0.5,), [0, 0.2, 0.5, 1, 0.2]),
+    ],
+)
+def test_rates_by_hand(schedule, milestones, expected):
+    found = [training.rate(schedule, done, milestones) for done in (0.0, 0.1, 0.25, 0.5, 0.9)]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+shares = st.floats(0.001, 0.999)
+
+
+@given(shares, shares, st.floats(0, 0.999), st.floats(0, 1e-3))
+def test_one_cycle_is_a_triangle(peak, other, done, step):
+    """It rises to 1 at its milestone, falls to 0 at the end, and has no jump."""
+    at = training.rate("one-cycle", done, (peak,))
+    assert 0 <= at <= 1
+    assert training.rate("one-cycle", peak, (peak,)) == 1
+    assert training.rate("one-cycle", 1 - 1e-9, (peak,)) == pytest.approx(0, abs=1e-5)
+    steepest = 1 / min(peak, 1 - peak)
+    assert abs(training.rate("one-cycle", done + step, (peak,)) - at) <= steepest * step + 1e-12
+    assert (training.rate("one-cycle", other, (peak,)) <= at) == (_distance(other, peak) >= _distance(done, peak))
+
+
+def _distance(done, peak):
+    """How far the triangle has come from its top: 0 at the peak, 1 at both ends."""
+    return 1 - done / peak if done < peak else 1 - (1 - done) / (1 - peak)
+
+
+@given(st.lists(shares, min_size=1, max_size=4, unique=True), st.floats(0, 0.999))
+def test_steps_divide_by_ten(milestones, done):
+    passed = sum(1 for m in sorted(milestones) if m <= done)
+    assert training.rate("step", done, sorted(milestones)) == pytest.approx(0.1**passed, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "milestones"),
+    [
+        ("constant", (0.5,)),
+        ("linear", (0.5,)),
+        ("one-cycle", ()),
+        ("one-cycle", (0.2, 0.5)),
+        ("one-cycle", (0.0,)),
+        ("one-cycle", (1.0,)),
+        ("step", ()),
+        ("step", (0.5, 0.25)),
+        ("step", (0.5, 1.0)),
+        ("step", (math.nan,)),
+    ],
+)
+def test_milestones_that_do_not_suit(schedule, milestones):
+    for call in (
+        lambda: training.check_milestones(schedule, milestones),
+        lambda: trained(schedule=schedule, milestones=milestones),
+    ):
+        with pytest.raises(ValueError, match="milestones must be rising shares in .* for " + repr(schedule)):
+            call()
+
+
+def test_an_unknown_schedule():
+    with pytest.raises(ValueError, match="schedule must be one of .*, got 'onecycle'; did you mean 'one-cycle'"):
+        trained(schedule="onecycle")
+
+
+@pytest.mark.parametrize(("schedule", "milestones"), [("linear", ()), ("step", (0.5, 0.8)), ("one-cycle", (0.3,))])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_every_step_has_the_rate_of_its_schedule(tmp_path, schedule, milestones, interrupted):
+    """With a loss whose gradient in the bias is 1, each step lowers the bias by its learning rate."""
+    model, biases = models.build((4, 2), 0), []
+
+    def loss(logits, batch):
+        assert model.training
+        biases.append(model.head.bias[0].item())
+        return logits.mean(0).sum()
+
+    options = {"epochs": 4, "batch_size": 8, "learning_rate": 0.5, "momentum": 0.0}
+    options |= {"schedule": schedule, "milestones": milestones}
+    if interrupted:
+        options |= {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+        stop_after(2, model, blobs(), loss, **options)
+        del biases[10:]  # the steps after the checkpoint are lost, and made again
+        model = models.build((4, 2), 1)
+    training.fit(model, blobs(), loss, **options)
+    found = -np.diff([*biases, model.head.bias[0].item()])
+    expected = [0.5 * training.rate(schedule, step / 20, milestones) for step in range(20)]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+# --- each option against a loop written by hand
+
+
+OPTIONS = {
+    "momentum": {"momentum": 0.8},
+    "heavy ball": {"momentum": 0.8, "nesterov": False},
+    "clipped": {"clip_norm": 0.05},
+    "weight decay": {"weight_decay": 0.3},
+    "decay of one": {"weight_decay": 0.3, "decay_only": ("body.1.0.weight",)},
+    "decay of two": {"weight_decay": 0.3, "decay_only": ("head.weight", "body.1.0.bias")},
+    "slow head": {"head_factor": 0.1},
+    "fast head": {"head_factor": 3.0},
+    "schedule": {"schedule": "one-cycle", "milestones": (0.4,)},
+    "all": {
+        "momentum": 0.8,
+        "nesterov": False,
+        "clip_norm": 0.05,
+        "weight_decay": 0.3,
+        "decay_only": ("body.1.0.weight",),
+        "head_factor": 0.1,
+        "schedule": "step",
+        "milestones": (0.5,),
+    },
+}
+
+
+def sgd_by_hand(weights, gradients, velocity, rate, options):
+    """One step in numpy on dicts by name: clip, decay, momentum, learning rate."""
+    clip, decay, names = options.get("clip_norm", 0), options.get("weight_decay", 0), options.get("decay_only", ())
+    norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
+    factor = min(1, clip / (norm + 1e-6)) if clip else 1  # PyTorch adds the millionth, against a norm of 0
+    for name, gradient in gradients.items():
+        step = factor * gradient + (decay * weights[name] if name in names or not names else 0)
+        velocity[name] = options["momentum"] * velocity[name] + step
+        step = step + options["momentum"] * velocity[name] if options.get("nesterov", True) else velocity[name]
+        head = options.get("head_factor", 1) if name.startswith("head.") else 1
+        weights[name] = weights[name] - rate * head * step
+
+
+def fit_by_hand(model, split, options):
+    """Three epochs of four batches of ten."""
+    weights = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    velocity = {name: np.zeros_like(w) for name, w in weights.items()}
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(3):
+        for number, batch in enumerate(torch.randperm(40, generator=generator).split(10)):
+            parameters = {name: torch.tensor(w, requires_grad=True) for name, w in weights.items()}
+            logits = torch.func.functional_call(model, parameters, (split.inputs[batch],)).logits
+            F.cross_entropy(logits, split.labels[batch]).backward()
+            gradients = {name: p.grad.numpy() for name, p in parameters.items()}
+            done = (4 * epoch + number) / 12
+            rate = 0.2 * training.rate(options.get("schedule", "constant"), done, options.get("milestones", ()))
+            sgd_by_hand(weights, gradients, velocity, rate, options)
+    return weights
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_those_of_the_loop_by_hand(name):
+    options = {"momentum": 0.0} | OPTIONS[name]
+    expected = fit_by_hand(models.build((4, 8, 2), 0), blobs(), options)
+    model, plain = models.build((4, 8, 2), 0), models.build((4, 8, 2), 0)
+    schedule = {"epochs": 3, "batch_size": 10, "learning_rate": 0.2}
+    training.fit(model, blobs(), hard_loss, **schedule, **options)
+    training.fit(plain, blobs(), hard_loss, **schedule, momentum=0.0)
+    for key, weights in model.named_parameters():
+        np.testing.assert_allclose(weights.detach(), expected[key], rtol=1e-9, atol=1e-11, err_msg=key)
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_without_momentum_nesterov_is_no_matter():
+    assert torch.equal(trained(momentum=0.0, nesterov=True), trained(momentum=0.0, nesterov=False))
+
+
+def test_names_that_no_parameter_has():
+    with pytest.raises(ValueError, match=r"decay_only must name parameters of the network, got body\.9, tail\.weight$"):
+        trained(decay_only=("tail.weight", "head.weight", "body.9"))
+
+
+# --- augmentation and dropout
+
+
+def test_the_loss_sees_the_augmented_view():
+    """Once for each batch, with one generator an epoch; labels and indices are those of the originals."""
+    split, made, seen, generators = blobs(), [], [], []
+
+    def augment(inputs, generator):
+        generators.append(generator)
+        made.append(inputs + torch.rand(inputs.shape, generator=generator, dtype=inputs.dtype))
+        assert len(inputs) == 8
+        return made[-1]
+
+    def loss(logits, batch):
+        assert batch.inputs is made[-1]
+        noise = batch.inputs - split.inputs[batch.index]
+        assert (noise >= 0).all()
+        assert (noise < 1).all()
+        assert torch.equal(batch.labels, split.labels[batch.index])
+        seen.append(noise)
+        return hard_loss(logits, batch)
+
+    training.fit(models.build((4, 8, 2), 0), split, loss, epochs=2, batch_size=8, learning_rate=0.1, augment=augment)
+    assert len(made) == len(seen) == 10
+    assert len(torch.cat(seen).unique(dim=0)) == 80  # no view twice
+    assert [g is generators[0] for g in generators] == [True] * 5 + [False] * 5
+
+
+def test_augmentation_follows_the_seed():
+    def augment(inputs, generator):
+        return inputs + torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
+
+    first = trained(augment=augment)
+    torch.randn(10)
+    assert torch.equal(first, trained(augment=augment))
+    assert not torch.equal(first, trained())
+
+
+def with_dropout(seed, epochs=2):
+    model, views = models.build(models.network("fully_connected", (4,), 2, (50,), 0.5), 0), []
+    model.body.register_forward_hook(lambda layer, x, y: views.append(y.detach() == 0))
+    training.fit(model, blobs(), hard_loss, epochs=epochs, batch_size=40, learning_rate=1e-9, seed=seed)
+    return torch.stack(views)
+
+
+def test_dropout_follows_the_seed_and_leaves_the_global_generator():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = with_dropout(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.randn(10)
+    assert torch.equal(first, with_dropout(0))
+    assert not torch.equal(first, with_dropout(1))
+    assert not torch.equal(first[0], first[1])  # each epoch drops others
+
+
+def test_random_numbers_outside_go_on_as_if_nothing_had_been():
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    with pytest.raises(KeyError), training._random_state(3, "cpu"):
+        torch.randn(100)
+        raise KeyError
+    assert torch.equal(torch.randn(3), expected)
+
+
+# --- precision
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2 avx512f", "float32"),
+        ("fpu avx512f avx512_bf16", "bfloat16"),
+        ("fpu amx_bf16 amx_tile", "bfloat16"),
+        ("avx512_bf16x", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_best_precision_of_a_cpu(monkeypatch, flags, expected):
+    monkeypatch.setattr(training, "_cpu_flags", lambda: set(flags.split()))
+    assert training.best_precision("cpu") == expected
+    assert training.best_precision(torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "processor : 0\nmodel name : X\nflags\t\t: fpu avx2\n\nprocessor : 1\nflags : x\n",
+            {"fpu", "avx2"},
+        ),
+        ("processor : 0\nFeatures : fp asimd bf16\n", set()),
+        ("", set()),
+        (None, set()),
+    ],
+)
+def test_flags_of_a_cpu(monkeypatch, text, expected):
+    """As Linux writes them on Intel and on ARM; no file where the system is another."""
+
+    def fake_open(path):
+        assert path == "/proc/cpuinfo"
+        if text is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(text)
+
+    monkeypatch.setattr(training, "open", fake_open, raising=False)
+    assert training._cpu_flags() - {"flags", ":"} == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_best_precision_of_a_gpu(monkeypatch, capability, expected):
+    """T4, A100, H100."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    assert training.best_precision("cuda:1") == expected
+    assert asked == ["cuda:1"]
+
+
+def picture_split(count=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Split(torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(count) % 4)
+
+
+def picture_net(name="resnet20", dtype=torch.float32, dropout=0.0, seed=0):
+    normalise = models.Normalise([0.5], [0.3])
+    hidden = (6, 5) if name == "fully_connected" else ()
+    return models.build(models.network(name, (1, 8, 8), 4, hidden, dropout, normalise), seed, dtype)
+
+
+@pytest.mark.parametrize("name", ["fully_connected", "alexnet", "resnet20"])
+@pytest.mark.parametrize(
+    ("precision", "computes"),
+    [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32), (None, torch.float32)],
+)
+def test_layers_compute_in_the_precision_and_weights_stay(name, precision, computes):
+    model, layers = picture_net(name), []
+    for layer in model.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(lambda layer, x, y: layers.append(y.dtype))
+
+    def loss(logits, batch):
+        assert logits.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        return hard_loss(logits, batch)
+
+    start = model.head.weight.detach().clone()
+    training.fit(model, picture_split(), loss, epochs=1, batch_size=20, learning_rate=0.1, precision=precision)
+    assert set(layers) == {computes}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not torch.equal(model.head.weight, start)
+    assert training.predict(model, picture_split().inputs, precision=precision).logits.dtype == computes
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_half_precision_ends_near_float32(precision, clip_norm):
+    """Steps of a thousandth of a weight add up, which they would not if weights were rounded to half precision.
+
+    Clipping looks at the gradients themselves, not at those that the scaler has lifted.
+    """
+    options = {"epochs": 20, "batch_size": 10, "learning_rate": 1e-3, "clip_norm": clip_norm}
+    ends = []
+    for given_ in (None, precision):
+        model = models.build((4, 8, 2), 0, torch.float32)
+        split = Split(blobs().inputs.float(), blobs().labels)
+        training.fit(model, split, hard_loss, **options, precision=given_)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in models.build((4, 8, 2), 0, torch.float32).parameters()])
+    assert (ends[1] - ends[0]).norm() < 0.05 * (ends[0] - start).norm()
+
+
+def test_float16_loses_no_small_gradients():
+    """A loss of 1e-6 has gradients below what float16 holds: the scaler lifts them."""
+    split = Split(blobs().inputs.float(), blobs().labels)
+    ends = []
+    for precision in (None, "float16"):
+        model = models.build((4, 8, 2), 0, torch.float32)
+        start = model.body[1][0].weight.detach().clone()
+        options = {"epochs": 2, "batch_size": 10, "learning_rate": 1e5, "momentum": 0.0, "precision": precision}
+        training.fit(model, split, lambda z, batch: 1e-6 * hard_loss(z, batch), **options)
+        ends.append(model.body[1][0].weight.detach() - start)
+    torch.testing.assert_close(ends[1], ends[0], rtol=0.05, atol=0.02 * ends[0].abs().max().item())
+
+
+def test_an_unknown_precision():
+    with pytest.raises(ValueError, match="precision must be one of .*, got 'float23'; did you mean 'float32'"):
+        trained(precision="float23")
+    with pytest.raises(ValueError, match="precision must be one of"):
+        training.predict(models.build((4, 2), 0), torch.zeros(1, 4), precision="half")
+
+
+# --- checkpoints
+
+
+class Stopped(Exception):
+    """In place of a kill, where a real one would only take longer."""
+
+
+def stop_after(epoch, model, split, loss, record=None, **options):
+    """Train until the checkpoint of `epoch` lies there, and stop in the next epoch."""
+
+    def stopping(at, model):
+        if at > epoch:
+            raise Stopped
+        return record(at, model) if record else None
+
+    with pytest.raises(Stopped):
+        training.fit(model, split, loss, record=stopping, **options)
+
+
+def everything(model):
+    """All weights and buffers, as bytes by name."""
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def views(inputs, generator):
+    return images.random_flip(images.random_shift(inputs, 2, generator), generator)
+
+
+def measure(epoch, model):
+    return {"epoch": epoch, "norm": model.head.weight.norm().item()} if epoch != 2 else None
+
+
+RESUMED = {
+    "batch normalisation": ("resnet20", {}),
+    "bfloat16": ("resnet20", {"precision": "bfloat16", "clip_norm": 0.5, "weight_decay": 1e-3}),
+    "gradient scaler": ("resnet20", {"precision": "float16"}),
+    "dropout": ("fully_connected", {"head_factor": 0.5, "nesterov": False}),
+    "dropout in float16": ("fully_connected", {"precision": "float16"}),
+    "no momentum": ("alexnet", {"momentum": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_parts_are_one_run_to_the_last_bit(tmp_path, name, dtype):
+    network, options = RESUMED[name]
+    if dtype == torch.float64 and "precision" in options:
+        pytest.skip("half precision belongs to float32 weights")
+    dropout = 0.5 if network == "fully_connected" else 0.0
+    options = options | {"epochs": 5, "batch_size": 16, "learning_rate": 0.05, "schedule": "one-cycle"}
+    options |= {"milestones": (0.4,), "augment": views, "record": measure, "seed": 3}
+    whole = picture_net(network, dtype, dropout)
+    history = training.fit(whole, picture_split(), hard_loss, **options)
+    options |= {"checkpoint": tmp_path / "c.safetensors", "checkpoint_seconds": 0}
+    stop_after(3, picture_net(network, dtype, dropout), picture_split(), hard_loss, **options)
+    torch.randn(5)
+    part = picture_net(network, dtype, dropout, seed=9)  # what it starts from is no matter
+    assert training.fit(part, picture_split(), hard_loss, **options) == history
+    assert [row["epoch"] for row in history] == [0, 1, 3, 4, 5]
+    assert everything(part) == everything(whole)
+
+
+def test_the_gradient_scaler_goes_on_where_it_was(tmp_path):
+    """Gradients of 1e6 overflow float16 at the first scales: steps are left out, and the scale must stay lowered."""
+    split = Split(blobs().inputs.float(), blobs().labels)
+    options = {"epochs": 4, "batch_size": 20, "learning_rate": 1e-6, "precision": "float16"}
+
+    def loss(logits, batch):
+        return 1e4 * hard_loss(logits, batch)
+
+    whole, part = (models.build((4, 8, 2), seed, torch.float32) for seed in (0, 1))
+    training.fit(whole, split, loss, **options)
+    options |= {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+    stop_after(1, models.build((4, 8, 2), 0, torch.float32), split, loss, **options)
+    with safe_open(tmp_path / "c", "pt") as file:
+        assert json.loads(file.metadata()["progress"])["scaler"]["scale"] < 2**16
+    training.fit(part, split, loss, **options)
+    assert everything(part) == everything(whole)
+
+
+KILLED = """
+import os, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_training as t
+kill_in_writing = {kill_in_writing}
+if kill_in_writing:
+    real = os.replace
+    def replace(*names, calls=[]):
+        calls.append(1)
+        if len(calls) == kill_in_writing:
+            os.kill(os.getpid(), 9)
+        real(*names)
+    os.replace = replace
+def record(epoch, model):
+    print(epoch, flush=True)
+    time.sleep(0.01)
+    return t.measure(epoch, model)
+t.killable_run({checkpoint!r}, record)
+"""
+
+
+def killable_run(checkpoint=None, record=measure):
+    """(history, model) of 60 epochs of a net with batch normalisation, of some milliseconds each."""
+    options = {"epochs": 60, "batch_size": 8, "learning_rate": 0.05, "schedule": "one-cycle", "milestones": (0.3,)}
+    options |= {"augment": views, "record": record, "checkpoint": checkpoint, "checkpoint_seconds": 0}
+    model = models.build(lambda: models.ResNet(1, 1, 4, models.Normalise([0.5], [0.3])), 0, torch.float32)
+    history = training.fit(model, picture_split(24), hard_loss, **options)
+    return history, model
+
+
+def start_killable(checkpoint, kill_in_writing=0):
+    here = Path(__file__).parent
+    code = KILLED.format(
+        root=str(here.parent), tests=str(here), checkpoint=str(checkpoint), kill_in_writing=kill_in_writing
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_killed_at_a_random_moment_and_resumed(tmp_path):
+    """Twice killed without warning, wherever it happened to be, the run ends with the bits of an undisturbed one."""
+    checkpoint, epochs = tmp_path / "c.safetensors", []
+    for lives in (4, 8):  # epochs that it is seen to finish before the blow
+        with start_killable(checkpoint) as process:
+            epochs.append([int(next(process.stdout)) for _ in range(lives)])
+            time.sleep(random.uniform(0, 0.05))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    assert epochs[1][0] >= epochs[0][-1]  # it went on, and did not start afresh
+    history, model = killable_run(checkpoint)
+    expected, undisturbed = killable_run()
+    assert history == expected
+    assert everything(model) == everything(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_killed_while_writing_leaves_the_older_checkpoint(tmp_path):
+    checkpoint = tmp_path / "c.safetensors"
+    with start_killable(checkpoint, kill_in_writing=3) as process:
+        assert [int(line) for line in process.stdout] == [0, 1, 2, 3]
+    assert process.returncode == -signal.SIGKILL
+    with safe_open(checkpoint, "pt") as file:
+        assert json.loads(file.metadata()["progress"])["epoch"] == 2
+    history, model = killable_run(checkpoint)
+    expected, undisturbed = killable_run()
+    assert (history, everything(model)) == (expected, everything(undisturbed))
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch, broken):
+    checkpoint, real, calls = tmp_path / "c", getattr(os, broken), []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, broken, failing)
+    with pytest.raises(OSError, match="no space left for c .* nothing was written"):
+        trained(checkpoint=checkpoint, checkpoint_seconds=0)
+    assert list(tmp_path.iterdir()) == [checkpoint]
+    with safe_open(checkpoint, "pt") as file:
+        assert json.loads(file.metadata()["progress"])["epoch"] == 1
+
+
+def test_a_checkpoint_is_written_when_it_is_time(tmp_path, monkeypatch):
+    """Every 60 seconds at the end of an epoch, never after the last."""
+    now, written = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "_save_checkpoint", lambda path, stepper, epoch, *_: written.append(epoch))
+
+    def record(epoch, model):
+        now[0] = 25.0 * epoch
+
+    options = {"batch_size": 8, "learning_rate": 0.1, "record": record}
+    training.fit(models.build((4, 2), 0), blobs(), hard_loss, epochs=9, checkpoint=tmp_path / "c", **options)
+    assert written == [3, 6]  # after 75 s, and after 75 more; 9 is the end
+    training.fit(models.build((4, 2), 0), blobs(), hard_loss, epochs=9, checkpoint_seconds=0, **options)
+    assert written == [3, 6]  # without a path, none
+
+
+def saved_checkpoint(path, sizes=(4, 8, 2), epoch=2, **options):
+    options = SCHEDULE | {"checkpoint": path, "checkpoint_seconds": 0} | options
+    stop_after(epoch, models.build(sizes, 0), blobs(), hard_loss, **options)
+    return path.read_bytes()
+
+
+def rewritten(data, **metadata):
+    """The checkpoint's tensors under other metadata."""
+    return save(load(data), metadata or None)
+
+
+def progress_of(data):
+    """What a checkpoint says besides its tensors: the JSON at its beginning is as long as its first 8 bytes say."""
+    return json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["progress"])
+
+
+def without(data, key):
+    return rewritten(data, progress=json.dumps({k: v for k, v in progress_of(data).items() if k != key}))
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "no header": lambda data: data[100:],
+    "text": lambda data: b"not a checkpoint",
+    "no metadata": lambda data: rewritten(data),
+    "no json": lambda data: rewritten(data, progress="{"),
+    **{f"no {key}": lambda data, key=key: without(data, key) for key in ("plan", "epoch", "history", "scaler")},
+    "no weights": lambda data: save({}, {"progress": json.dumps(progress_of(data))}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_named(tmp_path, name):
+    path = tmp_path / "some-run.safetensors"
+    path.write_bytes(DAMAGE[name](saved_checkpoint(path)))
+    expected = rf"(?s)the checkpoint {re.escape(str(path))} does not belong to this run or is damaged .*; delete it"
+    with pytest.raises(training.DamagedCheckpointError, match=expected):
+        trained(checkpoint=path)
+
+
+@pytest.mark.parametrize("sizes", [(4, 9, 2), (4, 2), (4, 8, 8, 2)])
+def test_another_networks_checkpoint(tmp_path, sizes):
+    path = tmp_path / "c"
+    saved_checkpoint(path, sizes)
+    with pytest.raises(training.DamagedCheckpointError, match="does not belong to this run"):
+        trained(checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"epochs": 2}, {"epochs": 9}, {"batch_size": 4}, {"seed": 1}, {"learning_rate": 0.2}, {"schedule": "linear"}],
+)
+def test_another_schedules_checkpoint(tmp_path, other):
+    """Regression: two epochs with the checkpoint of a fourth one trained nothing, and said nothing."""
+    saved_checkpoint(tmp_path / "c", epoch=4)
+    with pytest.raises(
+        training.DamagedCheckpointError, match=r"does not belong to this run .*it is of \{.*, not of \{"
+    ):
+        trained(checkpoint=tmp_path / "c", **other)
+
+
+def test_a_checkpoint_of_another_precision(tmp_path):
+    """float16 has a scaler, whose state the others lack."""
+    path, split = tmp_path / "c", Split(blobs().inputs.float(), blobs().labels)
+    options = SCHEDULE | {"checkpoint": path, "checkpoint_seconds": 0}
+    stop_after(2, models.build((4, 2), 0, torch.float32), split, hard_loss, **options)
+    with pytest.raises(training.DamagedCheckpointError, match="does not belong to this run"):
+        training.fit(models.build((4, 2), 0, torch.float32), split, hard_loss, **options, precision="float16")
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_was(tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(training, "progress_bar", lambda items, **options: bars.append((items, options)) or items)
+    saved_checkpoint(tmp_path / "c", epoch=2)
+    trained(checkpoint=tmp_path / "c", label="x")
+    (first, whole), (items, options) = bars
+    assert (first, whole["initial"], whole["total"]) == (range(1, 6), 0, 5)
+    assert (items, options["initial"], options["total"], options["desc"]) == (range(3, 6), 2, 5, "x")
+
+
+# --- memory
+
+
+class Greedy(FullyConnected):
+    """A network for which the device's memory is too small."""
+
+    def forward(self, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(("batch_size", "advice"), [(8, 4), (9, 4), (2, 1)])
+def test_out_of_memory_says_which_batch_to_try(batch_size, advice):
+    model, split = Greedy((4, 2)).double(), blobs()
+    expected = f"the device's memory does not hold a batch of {batch_size}; try batch_size {advice}$"
+    options = {"epochs": 1, "batch_size": batch_size, "learning_rate": 0.1}
+    for call in (
+        lambda: training.fit(model, split, hard_loss, **options),
+        lambda: training.predict(model, split.inputs, batch_size),
+    ):
+        with pytest.raises(training.DeviceMemoryError, match=expected) as caught:
+            call()
+        assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert model.training  # predict gives the mode back
+
+
+def test_memory_that_does_not_hold_one_example():
+    with pytest.raises(
+        training.DeviceMemoryError, match="does not hold a batch of 1; try the CPU, or a smaller network"
+    ):
+        training.predict(Greedy((4, 2)).double(), blobs().inputs, 1)
 
 
 # --- predict
@@ -465,3 +1079,19 @@ def test_descent_on_logits_is_autograds_and_ends_at_the_target(alpha):
     end = training.descend_logits(target, learning_rate=2.0, steps=2000).point
     torch.testing.assert_close(end.softmax(-1), target)
     assert (end[0, 2] - end[0, 0]).item() == pytest.approx(theory.optimal_gap(alpha, 5), abs=1e-9)
+
+
+# --- a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_cuda_graphs_train_the_same_network(monkeypatch):
+    split = Split(*(tensor.float().cuda() if tensor.is_floating_point() else tensor.cuda() for tensor in blobs()))
+
+    def weights(wish):
+        monkeypatch.setenv("LSBOOK_CUDA_GRAPHS", wish)
+        model = models.build((4, 8, 2), 0, torch.float32, "cuda")
+        training.fit(model, split, hard_loss, **SCHEDULE)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(weights("1"), weights("0"))

@@ -1,0 +1,288 @@
+"""What the presets hold against what the issue and the paper ask for, and how a spec is found by a name."""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lsbook import datasets, experiments, models, presets, runs, training
+from lsbook.experiments import Spec
+
+ALL = [spec for name in presets.names() for spec in presets.specs(name)]
+IMAGE_SHAPES = {"digit_images": (1, 32, 32), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+CLASSES = {"digit_images": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
+TRAINING_EXAMPLES = {"digit_images": 1297, "mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+
+
+def seeds(preset, **wanted):
+    """{α: set of seeds} of the specs in a preset whose fields have these values."""
+    found = defaultdict(set)
+    for spec in presets.specs(preset):
+        if all(getattr(spec, key) == value for key, value in wanted.items()):
+            found[spec.alpha].add(spec.seed)
+    return dict(found)
+
+
+def model_of(spec):
+    return models.network(spec.network, IMAGE_SHAPES[spec.dataset], CLASSES[spec.dataset], spec.hidden, spec.dropout)()
+
+
+# --- every spec
+
+
+def test_presets_are_those_of_the_issue():
+    assert presets.names() == ("smoke", "laptop", "paper")
+    assert set(presets.names()) < set(experiments.PRESETS)
+
+
+def test_every_spec_belongs_to_its_preset_and_has_its_own_name():
+    for name in presets.names():
+        assert {spec.preset for spec in presets.specs(name)} == {name}
+    assert len({spec.name for spec in ALL}) == len(ALL)
+    assert len({runs.spec_hash(spec.as_dict()) for spec in ALL}) == len(ALL)
+
+
+def test_every_spec_equals_its_own_json():
+    for spec in ALL:
+        assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+def test_every_spec_can_be_trained():
+    """Enough examples for it, at least one batch of them, a network that takes these images, metrics at the end."""
+    for spec in ALL:
+        held_out = 10_000 if spec.held_out == "validation" else 0
+        assert spec.batch_size <= spec.train_examples <= TRAINING_EXAMPLES[spec.dataset] - held_out, spec.name
+        assert spec.record_epochs[0] == 0, spec.name
+        assert spec.record_epochs[-1] == spec.epochs, spec.name
+        assert list(spec.record_epochs) == sorted(set(spec.record_epochs)), spec.name
+        assert spec.dataset in experiments.SHOWN_CLASSES
+        training.check_milestones(spec.schedule, spec.milestones)
+    for spec in {(s.network, s.dataset, s.hidden): s for s in ALL}.values():
+        assert model_of(spec).head.out_features == CLASSES[spec.dataset]
+
+
+def test_decay_only_names_parameters_of_the_network():
+    found = [spec for spec in ALL if spec.decay_only]
+    assert {spec.network for spec in found} == {"alexnet"}
+    shapes = {name: tuple(weights.shape) for name, weights in model_of(found[0]).named_parameters()}
+    for spec in found:  # the two dense layers of 384 and 192 units, their weights alone
+        assert [shapes[name] for name in spec.decay_only] == [(384, 4096), (192, 384)]
+        assert spec.weight_decay > 0
+
+
+def test_experiments_differ_from_each_other_in_alpha_and_seed_alone():
+    """Within one experiment of one preset, so that its runs may be compared."""
+    groups = defaultdict(set)
+    for spec in ALL:
+        groups[spec.experiment, spec.preset].add(replace(spec, alpha=0.0, seed=0))
+    assert {key: len(group) for key, group in groups.items() if len(group) > 1} == {}
+
+
+def test_every_smoothed_run_has_its_hard_twin():
+    by_settings = defaultdict(set)
+    for spec in ALL:
+        by_settings[replace(spec, alpha=0.0)].add(spec.alpha)
+    assert all(0.0 in alphas for alphas in by_settings.values())
+
+
+# --- smoke and laptop
+
+
+def test_smoke_trains_each_kind_of_network_on_data_that_ship_with_scikit_learn():
+    specs = presets.specs("smoke")
+    assert {spec.network for spec in specs} == {"fully_connected", "alexnet", "resnet20"}
+    assert {spec.dataset for spec in specs} == {"digit_images"}
+    assert all(spec.train_examples * spec.epochs <= 1_000 for spec in specs)
+    assert any(spec.shift for spec in specs)
+    assert any(spec.dropout for spec in specs)
+
+
+def test_laptop_has_the_pairs_that_the_issue_asks_for():
+    """At least five seeds for MNIST and AlexNet, at least three for ResNet-20 on each CIFAR set, the same for all α."""
+    expected = [
+        ({"dataset": "mnist", "dropout": 0.0}, {0.0, 0.1}, 5),
+        ({"dataset": "mnist", "dropout": 0.5}, {0.0}, 5),
+        ({"dataset": "cifar10", "network": "alexnet", "flip": False}, {0.0, 0.1}, 5),
+        ({"dataset": "cifar10", "network": "resnet20"}, {0.0, 0.1}, 3),
+        ({"dataset": "cifar100", "network": "resnet20"}, {0.0, 0.05, 0.1}, 3),
+    ]
+    for wanted, alphas, least in expected:
+        found = seeds("laptop", **wanted)
+        assert set(found) >= alphas, wanted
+        assert len(set(map(frozenset, found.values()))) == 1, wanted
+        assert all(len(group) >= least for group in found.values()), wanted
+
+
+def test_laptop_has_a_well_regularised_counter_example():
+    """All images, shifted and mirrored, beside nets that see the same few images unchanged until they know them."""
+    augmented = [spec for spec in presets.specs("laptop") if spec.flip and spec.shift]
+    assert {spec.alpha for spec in augmented} == {0.0, 0.1}
+    assert {spec.train_examples for spec in augmented} == {50_000}
+    others = [s for s in presets.specs("laptop") if s.dataset != "mnist" and s not in augmented]
+    assert not any(spec.flip or spec.shift for spec in others)
+    assert max(spec.train_examples for spec in others) < 50_000
+
+
+# --- paper
+
+
+@pytest.mark.parametrize(("network", "steps", "tolerance"), [("alexnet", 390_000, 0.0), ("resnet56", 64_000, 1e-3)])
+def test_steps_of_the_paper(network, steps, tolerance):
+    for spec in (s for s in presets.specs("paper") if s.network == network):
+        assert (spec.batch_size, spec.train_examples, spec.held_out) == (128, 40_000, "validation")
+        made = spec.epochs * (spec.train_examples // spec.batch_size)
+        assert abs(made - steps) <= tolerance * steps
+
+
+@pytest.mark.parametrize(("network", "drops"), [("alexnet", (130_000, 260_000)), ("resnet56", (32_000, 48_000))])
+def test_the_papers_rate_drops_where_it_says(network, drops):
+    """The first step at a tenth and at a hundredth of the rate, found by walking through all steps."""
+    (spec, *_) = (s for s in presets.specs("paper") if s.network == network)
+    total = spec.epochs * (spec.train_examples // spec.batch_size)
+    rates = [training.rate(spec.schedule, step / total, spec.milestones) for step in range(total)]
+    changes = [step for step in range(1, total) if rates[step] != rates[step - 1]]
+    assert np.allclose(changes, drops, rtol=1e-3, atol=0)
+    assert (rates[0], rates[-1]) == (1.0, pytest.approx(0.01))
+    if network == "alexnet":
+        assert changes == list(drops)
+
+
+def test_settings_of_the_paper():
+    by_name = {spec.experiment: spec for spec in presets.specs("paper")}
+    resnets = [spec for spec in by_name.values() if spec.network == "resnet56"]
+    assert {spec.dataset for spec in resnets} == {"cifar10", "cifar100"}
+    for spec in resnets:
+        assert (spec.learning_rate, spec.momentum, spec.nesterov) == (0.1, 0.9, True)
+        assert (spec.weight_decay, spec.clip_norm, spec.loss_multiplier) == (1e-4, 1.0, 3.0)
+        assert (spec.decay_only, spec.flip) == ((), True)
+        assert spec.shift > 0
+    (alexnet,) = (spec for spec in by_name.values() if spec.network == "alexnet")
+    assert (alexnet.dataset, alexnet.learning_rate, alexnet.momentum) == ("cifar10", 0.1, 0.0)
+    assert (alexnet.loss_multiplier, alexnet.clip_norm, alexnet.head_factor) == (3.0, 0.0, 1.0)
+    for spec in (spec for spec in by_name.values() if spec.dataset == "mnist"):
+        assert (spec.hidden, spec.epochs, spec.schedule, spec.shift) == ((1200, 1200), 100, "linear", 2)
+        # Gradients averaged by 0.9 and 0.1, times a rate of 1, are a momentum of 0.9 at a rate of 0.1.
+        assert (spec.momentum, spec.nesterov, spec.learning_rate) == (0.9, False, pytest.approx(0.1))
+        assert (spec.head_factor, spec.weight_decay, spec.init_std) == (0.1, 0.0, 0.03)
+
+
+def test_seeds_and_alphas_of_the_paper():
+    five = {0, 1, 2, 3, 4}
+    assert seeds("paper", dataset="cifar100") == {0.0: five, 0.05: five, 0.1: five}
+    assert seeds("paper", network="alexnet") == {0.0: five, 0.1: five}
+    assert seeds("paper", dataset="mnist", dropout=0.0) == {0.0: five, 0.1: five}
+    assert seeds("paper", dataset="mnist", dropout=0.5) == {0.0: five}
+
+
+# --- finding
+
+
+def test_find_a_preset():
+    for name in presets.names():
+        assert presets.find(name) == presets.specs(name)
+
+
+def test_find_an_experiment_of_a_preset():
+    for name in ("mnist-fc", "cifar100-resnet20"):
+        assert presets.find(f"{name}-laptop") == presets.experiment(name, "laptop")
+
+
+def test_find_a_run():
+    for spec in ALL:
+        assert presets.find(spec.name) == [spec]
+
+
+def test_find_a_spec_in_a_file(tmp_path):
+    spec = replace(ALL[0], alpha=0.37)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(spec.as_dict()))
+    assert presets.find(str(path)) == [spec]
+
+
+def test_find_the_spec_of_a_stored_run(tmp_path):
+    spec = replace(ALL[0], alpha=0.37)
+    path = runs.save(runs.Run(spec.as_dict(), {"test_logits": np.zeros((2, 3), np.float32)}), tmp_path)
+    assert presets.find(str(path)) == [spec]
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("labtop", "laptop"),
+        ("mnist-fc-labtop", "mnist-fc-laptop"),
+        (ALL[-1].name[:-1], "cifar10-resnet56-paper"),
+        ("cifar100-resnet20-laptop-alpha0.2-seed0", "cifar100-resnet20-laptop"),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(text, nearest):
+    with pytest.raises(ValueError, match=f"did you mean '{re.escape(nearest)}"):
+        presets.find(text)
+
+
+def test_an_unknown_name_that_is_like_nothing():
+    with pytest.raises(ValueError, match="must be one of 'smoke', 'laptop', 'paper'.* got '€'$"):
+        presets.find("€")
+    with pytest.raises(
+        ValueError, match="preset must be one of 'smoke', 'laptop', 'paper', got 'smokes'; did you mean"
+    ):
+        presets.specs("smokes")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "must hold a spec as JSON"),
+        (b"", "must hold a spec as JSON"),
+        (b"[1, 2]", "must hold a spec as JSON"),
+        (b"\xff\xfe\x00", "must hold a spec as JSON"),
+        (b"{}", "must hold a spec as JSON.*a spec must have experiment, .* got nothing"),
+        (b'{"alhpa": 0}', "did you mean 'alpha'"),
+        (b'{"spec": 3}', "must hold a spec as JSON"),
+    ],
+)
+def test_files_without_a_spec(tmp_path, content, message):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
+        presets.find(str(path))
+
+
+@pytest.mark.parametrize(("key", "value"), [("alpha", 2), ("alpha", "0.1"), ("seed", 0.5), ("dataset", "mnits")])
+def test_a_file_with_a_bad_value(tmp_path, key, value):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(ALL[0].as_dict() | {key: value}))
+    with pytest.raises(ValueError, match=f"bad.json must hold a spec as JSON.*{key} must"):
+        presets.find(str(path))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        presets.find(str(tmp_path / "absent.json"))
+
+
+def test_the_specs_of_one_experiment():
+    found = presets.experiment("mnist-fc", "laptop")
+    assert found == [spec for spec in presets.specs("laptop") if spec.experiment == "mnist-fc"]
+    smoothed = presets.experiment("mnist-fc", "laptop", alpha=0.1)
+    assert [(spec.alpha, spec.seed) for spec in smoothed] == [(0.1, seed) for seed in range(5)]
+    (one,) = presets.experiment("mnist-fc", "laptop", alpha=0.1, seed=3)
+    assert one == smoothed[3]
+    assert presets.experiment("mnist-fc", "laptop", alpha=0.7) == []
+
+
+def test_an_experiment_that_is_not_in_the_preset():
+    with pytest.raises(ValueError, match="experiment of preset 'laptop' must be one of .*; did you mean 'mnist-fc'"):
+        presets.experiment("mnist-cf", "laptop")
+    with pytest.raises(ValueError, match="experiment of preset 'laptop' must be one of .* got 'cifar100-resnet56'"):
+        presets.experiment("cifar100-resnet56", "laptop")
+    with pytest.raises(AttributeError, match="alhpa"):
+        presets.experiment("mnist-fc", "laptop", alhpa=0.1)
+
+
+def test_datasets_have_the_sizes_that_these_tests_take_for_granted():
+    """Of the set that needs no download; those of the others stand in data/datasets.toml."""
+    data = datasets.load("digit_images")
+    assert (len(data.train.labels), tuple(data.train.inputs.shape[1:])) == (1297, (1, 32, 32))
