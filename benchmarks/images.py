@@ -79,7 +79,7 @@ def whole_batches(inputs, labels, border, flip):
     normalise = Normalise([MEAN] * channels, [STD] * channels).float()
     order = torch.randperm(len(labels), generator=generator)
     for index in order.split(BATCH)[: len(labels) // BATCH]:
-        views = images.random_shift(inputs[index], border, generator)
+        views = images.random_shift(images.take(inputs, index), border, generator)
         views = images.random_flip(views, generator) if flip else views
         yield normalise(views), labels[index]
 
@@ -87,6 +87,7 @@ def whole_batches(inputs, labels, border, flip):
 def made_images(shape, examples):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(256, (examples, *shape), generator=generator, dtype=torch.uint8)
+    inputs = inputs.to(memory_format=torch.channels_last)  # as `datasets.load` has them, and Pillow wants them
     return inputs, torch.randint(10, (examples,), generator=generator)
 
 

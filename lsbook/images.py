@@ -30,6 +30,12 @@ def channel_statistics(images):
     return mean, ((counts * (values - mean[:, None]) ** 2).sum(1) / total).sqrt()
 
 
+def take(images, index):
+    """``images[index]`` for images whose pixels have their channels side by side, about ten times as fast."""
+    rows = images.permute(0, 2, 3, 1)
+    return rows.flatten(1).index_select(0, index).view(-1, *rows.shape[1:]).permute(0, 3, 1, 2)
+
+
 def shift(images, down, right, border):
     """Image i moved down[i] rows and right[i] columns, each in −border … border; black comes in at the edges.
 

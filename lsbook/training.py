@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import files
+from . import files, images
 from .checks import check_choice, check_int, check_positive
 
 
@@ -320,6 +320,12 @@ def _begin(checkpoint, stepper, record, plan):
     return 0, [record(0, stepper.model)] if record else []
 
 
+def _take(inputs, index):
+    """``inputs[index]``, by the faster way where there is one."""
+    fast = inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+    return images.take(inputs, index) if fast else inputs[index]
+
+
 def _train_epoch(stepper, split, order, batch_size, augment, factors):
     """One step for each full batch of `order`; returns the last batch's loss.
 
@@ -328,7 +334,7 @@ def _train_epoch(stepper, split, order, batch_size, augment, factors):
     """
     full = max(1, len(order) // batch_size)
     for index, factor in zip(order.split(batch_size)[:full], factors, strict=False):
-        inputs = split.inputs[index]
+        inputs = _take(split.inputs, index)
         value = stepper(Batch(augment(inputs) if augment else inputs, split.labels[index], index), factor)
     return value
 
