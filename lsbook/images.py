@@ -65,6 +65,6 @@ def random_shift(images, border, generator):
 def random_flip(images, generator):
     """Every image mirrored left to right with probability ½."""
     check_images(images)
-    mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    mirrored = torch.rand(len(images), dtype=torch.float32, generator=generator, device=generator.device) < 0.5
     mask = mirrored.to(images.device, torch.uint8).neg()[:, None, None, None]  # 255, all bits, where mirrored
     return images ^ ((images ^ images.flip(3)) & mask)  # three times as fast as torch.where on bytes

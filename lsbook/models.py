@@ -1,6 +1,7 @@
 """Networks whose forward gives logits and the features of the penultimate layer."""
 
 from collections import OrderedDict
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -183,15 +184,26 @@ def initialise(model, std):
             nn.init.zeros_(layer.bias)
 
 
+@contextmanager
+def _default_dtype(dtype):
+    """Draw in `dtype` inside the block; a session that has set another default would draw other numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def build(make, seed, dtype=torch.float64, device="cpu", init_std=None):
-    """A network whose initial weights depend on `seed` alone, not on the device or on earlier draws.
+    """A network whose initial weights depend on `seed` and `dtype` alone: not on the device, nor on earlier draws.
 
     make : sizes of a `FullyConnected` net, or a function without arguments that makes a network (see `network`)
     init_std : draw the weights of linear layers from N(0, init_std²) instead of PyTorch's default
 
     On images the weights lie in channels-last order, the faster one for convolutions on CPUs and GPUs.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _default_dtype(dtype):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reset a GPU's too
         model = make() if callable(make) else FullyConnected(make)
         if init_std is not None:

@@ -199,3 +199,19 @@ def test_what_is_no_batch_of_images(operation, given_, named):
 def test_bad_borders(border, error, message):
     with pytest.raises(error, match=message):
         images.random_shift(pictures(1, 1, 2, 2), border, generator())
+
+
+def test_flips_do_not_depend_on_the_sessions_default_precision():
+    x, before = (
+        torch.arange(64 * 6, dtype=torch.int64).remainder(251).to(torch.uint8).view(64, 1, 2, 3),
+        torch.get_default_dtype(),
+    )
+    views = []
+    try:
+        for default in (torch.float64, torch.float32):
+            torch.set_default_dtype(default)
+            views.append(images.random_flip(x, torch.Generator().manual_seed(1)))
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(*views)
+    assert not torch.equal(views[0], x)

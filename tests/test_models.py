@@ -468,3 +468,19 @@ def test_resnet_kernels_start_with_he_spread():
 def test_all_of_a_network_has_the_precision_asked_for(dtype):
     model = models.build(models.network("resnet20", (3, 8, 8), 10, normalise=Normalise([0.5] * 3, [0.2] * 3)), 0, dtype)
     assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_do_not_depend_on_the_sessions_default_precision(dtype):
+    """Regression: chapters set float64, so a run trained in one began with other weights than in a shell."""
+    first = models.build((6, 5, 3), 0, dtype)
+    before = torch.get_default_dtype()
+    try:
+        for default in (torch.float64, torch.float32):
+            torch.set_default_dtype(default)
+            again = models.build((6, 5, 3), 0, dtype)
+            assert torch.get_default_dtype() == default
+            for one, other in zip(first.parameters(), again.parameters(), strict=True):
+                assert torch.equal(one, other)
+    finally:
+        torch.set_default_dtype(before)
