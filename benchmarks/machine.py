@@ -4,14 +4,8 @@ import os
 import platform
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 
-
-def cpu_name():
-    """The processor's name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+from lsbook.runs import cpu_name
 
 
 def describe():

@@ -1,6 +1,7 @@
 """The specs of the experiments, and the one way from a spec to a run."""
 
 import os
+import re
 import time
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
@@ -75,6 +76,8 @@ class Spec:
         for name, value in (_checked_names(self) | _checked_numbers(self)).items():
             object.__setattr__(self, name, value)  # the way past `frozen`
         training.check_milestones(self.schedule, self.milestones)
+        if self.seed >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
+            raise ValueError(f"seed must be less than {2**31}, got {self.seed}")
 
     def as_dict(self):
         """Plain types only, so that it equals its own JSON; fields at their default are left out.
@@ -105,6 +108,8 @@ def _checked_names(spec):
     """The fields of a spec that are names and flags, checked."""
     if not isinstance(spec.flip, bool) or not isinstance(spec.nesterov, bool):
         raise TypeError(f"flip and nesterov must be True or False, got {spec.flip!r} and {spec.nesterov!r}")
+    if not isinstance(spec.experiment, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", spec.experiment):
+        raise ValueError(f"experiment must be lower-case letters, digits, '.', '_' or '-', got {spec.experiment!r}")
     return {
         "preset": check_choice(spec.preset, "preset", PRESETS),
         "dataset": check_choice(spec.dataset, "dataset", DATASETS),
@@ -198,6 +203,11 @@ def data_of(spec, device="cpu"):
     pool, held_out = data.train, data.test
     if spec.held_out == "validation":
         # Examples stand in the order of their digests, so the last ones are a random draw that is the same for all.
+        if len(data.train.labels) <= VALIDATION_EXAMPLES:
+            raise ValueError(
+                f"held_out 'validation' needs more than {VALIDATION_EXAMPLES:,} training examples, "
+                f"{spec.dataset} has {len(data.train.labels):,}"
+            )
         held_out = datasets.Split(*(tensor[-VALIDATION_EXAMPLES:] for tensor in data.train))
         pool = datasets.Split(*(tensor[:-VALIDATION_EXAMPLES] for tensor in data.train))
     if spec.train_examples > len(pool.labels):
@@ -295,11 +305,14 @@ _FIT_FIELDS = (
 )
 
 
-def _train(spec, device, checkpoint):
-    started = time.monotonic()
-    precision = training.best_precision(device) if spec.dtype == "auto" else spec.dtype
-    data = data_of(spec, device)
-    model = model_of(spec, data, device)
+def precision_of(spec, device):
+    """In what the layers compute: the spec's dtype, or for "auto" the fastest that the device has."""
+    return training.best_precision(device) if spec.dtype == "auto" else spec.dtype
+
+
+def fit_spec(spec, data, device="cpu", checkpoint=None):
+    """Train the network of `spec` on `data` (see `data_of`) as the spec says; returns (model, history)."""
+    model, precision = model_of(spec, data, device), precision_of(spec, device)
     history = training.fit(
         model,
         data.train,
@@ -311,12 +324,19 @@ def _train(spec, device, checkpoint):
         label=f"{spec.experiment} α={spec.alpha:g} seed {spec.seed}",
         checkpoint=checkpoint,
     )
+    return model, history
+
+
+def _train(spec, device, checkpoint):
+    before, started = training.seconds_before(checkpoint), time.monotonic()
+    data = data_of(spec, device)
+    model, history = fit_spec(spec, data, device, checkpoint)
     arrays = _arrays(model, data) if spec.dataset == "digits" else _small_arrays(model, data)
     if history and history[-1]["epoch"] == spec.epochs:  # the last held-out metrics are those of the stored logits
         final = split_metrics(arrays["test_logits"], arrays["test_labels"])
         history[-1] |= {f"test_{key}": value for key, value in final.items()}
-    made_by = runs.provenance(device, time.monotonic() - started)
-    return runs.Run(spec.as_dict(), arrays, history, made_by | {"precision": precision})
+    made_by = runs.provenance(device, before + time.monotonic() - started) | {"precision": precision_of(spec, device)}
+    return runs.Run(spec.as_dict(), arrays, history, made_by | ({"resumed": True} if before else {}))
 
 
 def load_or_train(spec, folder=None, device=None):
@@ -334,6 +354,8 @@ def load_or_train(spec, folder=None, device=None):
         if not retrain and runs.is_stored(spec.as_dict(), folder):  # by another process, while this one waited
             return runs.load(spec.as_dict(), folder)
         checkpoint = Path(folder) / ".checkpoints" / f"{spec.name}.safetensors"
+        if retrain:
+            checkpoint.unlink(missing_ok=True)
         run = train(spec, device, checkpoint)
         runs.save(run, folder)
         checkpoint.unlink(missing_ok=True)

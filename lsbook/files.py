@@ -2,7 +2,7 @@
 
 import errno
 import os
-import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,30 +16,38 @@ def data_folder():
     return folder
 
 
-def write(path, data):
-    """Write bytes so that `path` is either absent (or as it was) or complete; makes the folder if there is none.
-
-    Raises OSError if the disk is full, naming folder and size; then nothing is left behind.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _or_nothing(part, path, size):
+    """Remove `part` if the block fails; if it is for a full disk, say of what."""
     try:
-        _write(path, data)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = f"{path.name} ({len(data):,} bytes) in {path.parent}"
+        yield
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = f"{path.name} ({size:,} bytes) in {path.parent}"
             raise OSError(error.errno, f"no space left for {what}; nothing was written") from error
         raise
 
 
-def _write(path, data):
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # a temporary file is for its maker's eyes only; a run is for the whole lab
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+def stage(path, data):
+    """Write bytes beside `path`, under a name that starts with a dot, and return that name; makes the folder.
+
+    The next call for the same path overwrites what a killed one has left. Whoever writes a path holds its lock.
+    Raises OSError if the disk is full, naming folder and size; then nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with _or_nothing(part, path, len(data)), open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return part
+
+
+def write(path, data):
+    """Write bytes so that `path` is either absent (or as it was) or complete. Raises OSError as `stage` does."""
+    path = Path(path)
+    part = stage(path, data)
+    with _or_nothing(part, path, len(data)):
+        os.replace(part, path)

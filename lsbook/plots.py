@@ -256,18 +256,24 @@ def draw_histogram(ax, values, bins, color, name=None, mark=None):
     ax.stairs(height, edges, color=color, linewidth=2)
     place = edges[height.argmax()], height.max()
     if name:
+        place = max(place[0], place[0] if mark is None else mark), place[1]  # right of the dashed line
         ax.annotate(name, place, xytext=(9, 9), textcoords="offset points", fontsize=12, va="center")
     if mark is not None:
         ax.vlines(mark, 0, 1.12 * height.max(), color=INK, linestyle="--", linewidth=1.3)
     return ax
 
 
-def draw_gap_histograms(ax, gaps, num_classes, bins):
-    """Histograms of the gaps of several strengths (alpha → values), with each optimal gap as a dashed line."""
-    for alpha, color in alpha_colors(list(gaps)).items():
+def draw_gap_histograms(ax, gaps, num_classes, bins, alphas=None):
+    """Histograms of the gaps of several strengths (alpha → values), with each optimal gap as a dashed line.
+
+    alphas : all strengths of the figure, so that each has one colour in all its panels (default: those of `gaps`)
+    """
+    colors = alpha_colors(list(alphas or gaps))
+    for alpha, values in gaps.items():
         about = (f"α = {alpha:g}", theory.optimal_gap(alpha, num_classes)) if alpha else (None, None)
-        draw_histogram(ax, gaps[alpha], bins, color, *about)
-    write_at(ax, "hard targets →", (bins[-1], 0), (-4, 26), HARD)
+        draw_histogram(ax, values, bins, colors[alpha], *about)
+    side = {"ha": "right", "va": "center", "fontsize": 12}
+    ax.annotate("hard targets →", (0.99, 0.62), xycoords="axes fraction", color=HARD, **side)
     ax.set(xlim=bins[[0, -1]], ylim=(0, 1.25 * ax.dataLim.y1), yticks=[], ylabel="density")
     return ax
 

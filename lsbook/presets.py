@@ -123,7 +123,10 @@ _PAPER_ALEXNET = replace(
     schedule="step",
     milestones=(1 / 3, 2 / 3),
     loss_multiplier=3.0,
-    # The paper says 0.04, the code that it links to 0.004. Ours is the code's, since that is what was run.
+    # The paper does not speak of augmentation for this network; that it reaches 86.8 % suggests some. Our choice.
+    shift=4,
+    flip=True,
+    # The paper says 0.04 on these layers, the code that it links to 0.004. The smaller is our choice.
     weight_decay=0.004,
     decay_only=("body.dense1.0.weight", "body.dense2.0.weight"),
     record_epochs=(0, 1, 5, 20, 50, 100, 200, 417, 600, 834, 1000, 1250),

@@ -11,7 +11,9 @@ such arrays, and the temporary file may be deleted.
 import difflib
 import hashlib
 import json
+import os
 import platform
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -97,13 +99,37 @@ def code_digest():
     return digest.hexdigest()[:12]
 
 
+# Taken when the package is loaded: by the end of a long run, somebody may have edited the files.
+_CODE = code_digest()
+
+
+def cpu_name():
+    """The processor's name as the system gives it, such as "AMD EPYC"; what Python knows where it gives none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def _device_details(device):
-    """A GPU's product name, such as "NVIDIA H200"; for a CPU the number of threads, since sums depend on it."""
+    """The product name of GPU or CPU; for a CPU also the number of threads, since sums depend on it."""
     import torch
 
     if device.startswith("cuda"):
         return {"device_name": torch.cuda.get_device_name(device)}
-    return {"threads": torch.get_num_threads()} if device == "cpu" else {}
+    return {"device_name": cpu_name(), "threads": torch.get_num_threads()} if device == "cpu" else {}
+
+
+def _peak_memory():
+    """The largest memory that this process has used so far, in MB; nothing on a system that does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)}
 
 
 def provenance(device, seconds):
@@ -111,11 +137,12 @@ def provenance(device, seconds):
     packages = {name: version(name) for name in ("torch", "numpy")}
     return {
         "lsbook": __version__,
-        "code": code_digest(),
+        "code": _CODE,
         **packages,
         "python": platform.python_version(),
         "device": str(device),
         **_device_details(str(device)),
+        **_peak_memory(),
         "wall_seconds": round(seconds, 1),
     }
 
@@ -135,10 +162,18 @@ def save(run, folder):
         "provenance": run.provenance,
     }
     path = Path(folder) / f"{run.name}.json"
+    parts = {path.with_suffix(".safetensors"): arrays, path: json.dumps(record, indent=1, sort_keys=True).encode()}
     with lock(run.spec, folder):
-        path.unlink(missing_ok=True)  # an older run of this name must not stand beside new arrays
-        files.write(path.with_suffix(".safetensors"), arrays)
-        files.write(path, json.dumps(record, indent=1, sort_keys=True).encode())
+        staged = {}
+        try:
+            for place, data in parts.items():
+                staged[place] = files.stage(place, data)
+            path.unlink(missing_ok=True)  # all is on the disk; an older JSON must not stand beside new arrays
+            for place, part in staged.items():
+                os.replace(part, place)
+        finally:
+            for part in staged.values():
+                part.unlink(missing_ok=True)
     return path
 
 

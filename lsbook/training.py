@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from typing import NamedTuple
@@ -147,6 +147,11 @@ def _capture_graphs(model, inputs, precision):
     model.load_state_dict(before)
 
 
+def _on(device):
+    """Make a GPU the current one inside a with block: seeding and recording of graphs look at no other."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 class DeviceMemoryError(RuntimeError):
     """The GPU's memory is too small for a batch."""
 
@@ -157,8 +162,10 @@ def _memory_advice(batch_size):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = f"try batch_size {batch_size // 2}" if batch_size > 1 else "try the CPU, or a smaller network"
-        raise DeviceMemoryError(f"the device's memory does not hold a batch of {batch_size}; {advice}") from error
+        smaller = f"try batch_size {batch_size // 2}" if batch_size > 1 else "try the CPU, or a smaller network"
+        raise DeviceMemoryError(
+            f"the device's memory does not hold a batch of {batch_size}; {smaller}, or fewer runs at a time"
+        ) from error
 
 
 def _check_schedule(split, epochs, batch_size, learning_rate, schedule, milestones):
@@ -204,7 +211,7 @@ class _Stepper:
         self.learning_rate = learning_rate
         self.optimizer = torch.optim.SGD(groups, lr=learning_rate, **sgd)
         # float16 cannot hold gradients below 6e-8: they are scaled up, and the step divides again.
-        self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
     def __call__(self, batch, factor):
         """One step on a batch, with the learning rate times `factor`; returns the loss."""
@@ -244,16 +251,42 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint that cannot be read, or that belongs to another network or schedule."""
 
 
-def _save_checkpoint(path, stepper, epoch, history, plan):
+def _save_checkpoint(path, stepper, epoch, history, plan, seconds):
     """Write the state after `epoch` by atomic rename: a kill leaves the older checkpoint, or none.
 
     plan : numbers that tell this training from others, so that only it goes on from here
+    seconds : that the training has taken so far
     """
     from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in stepper.tensors().items()}
-    progress = {"plan": plan, "epoch": epoch, "history": history, "scaler": stepper.scaler.state_dict()}
+    progress = {
+        "plan": plan,
+        "seconds": seconds,
+        "epoch": epoch,
+        "history": history,
+        "scaler": stepper.scaler.state_dict(),
+    }
     files.write(path, save(state, {"progress": json.dumps(progress)}))
+
+
+def seconds_before(checkpoint):
+    """Seconds of training that went into a checkpoint; 0.0 if there is none. May raise DamagedCheckpointError."""
+    if not checkpoint or not os.path.exists(checkpoint):
+        return 0.0
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            return float(json.loads(file.metadata()["progress"])["seconds"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(path, error):
+    return DamagedCheckpointError(
+        f"the checkpoint {path} does not belong to this run or is damaged ({error}); delete it to start afresh"
+    )
 
 
 def _load_checkpoint(path, stepper, plan):
@@ -269,9 +302,7 @@ def _load_checkpoint(path, stepper, plan):
         stepper.scaler.load_state_dict(progress["scaler"])
         return progress["epoch"], progress["history"]
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise DamagedCheckpointError(
-            f"the checkpoint {path} does not belong to this run or is damaged ({error}); delete it to start afresh"
-        ) from error
+        raise _damaged(path, error) from error
 
 
 @contextmanager
@@ -409,8 +440,9 @@ def fit(
     stepper = _Stepper(model, loss, groups, device, precision, clip_norm, learning_rate, **sgd)
     plan = {"examples": len(split.inputs), "epochs": epochs, "batch_size": batch_size, "seed": seed}
     plan |= {"learning_rate": learning_rate, "schedule": schedule, "precision": precision}
-    steps, written = max(1, len(split.inputs) // batch_size), time.monotonic()
-    with _memory_advice(batch_size), _deterministic_kernels():
+    steps = max(1, len(split.inputs) // batch_size)
+    begun, written = time.monotonic() - seconds_before(checkpoint), time.monotonic()
+    with _on(device), _memory_advice(batch_size), _deterministic_kernels():
         _capture_graphs(model, split.inputs[:batch_size], precision)
         start, history = _begin(checkpoint, stepper, record, plan)
         model.train()
@@ -424,8 +456,8 @@ def fit(
             _check_health(value, model, epoch, learning_rate)
             history += [record(epoch, model)] if record else []
             if checkpoint and epoch < epochs and time.monotonic() - written >= checkpoint_seconds:
-                _save_checkpoint(checkpoint, stepper, epoch, history, plan)
                 written = time.monotonic()
+                _save_checkpoint(checkpoint, stepper, epoch, history, plan, written - begun)
     return [row for row in history if row is not None]
 
 
@@ -435,17 +467,29 @@ def predict(model, inputs, batch_size=1000, precision=None):
 
     precision : that the layers compute in, see `autocast`; None is the weights' own
 
-    Raises ValueError if there is no input, DeviceMemoryError if the GPU's memory is too small for `batch_size`.
+    Where the GPU's memory is too small, it goes on with half the batch. Raises ValueError if there is no input,
+    DeviceMemoryError if not even one example fits.
     """
     if len(inputs) == 0:
         raise ValueError("inputs must hold at least one example, got none")
-    was_training, device = model.training, inputs.device
+    was_training = model.training
     model.eval()
     try:
-        with autocast(device, precision), _memory_advice(batch_size):
-            parts = [model(part) for part in inputs.split(batch_size)]
+        with _on(inputs.device), autocast(inputs.device, precision):
+            return _in_parts(model, inputs, batch_size)
     finally:
         model.train(was_training)
+
+
+def _in_parts(model, inputs, batch_size):
+    """The network's output on all inputs, `batch_size` at a time, or fewer if these are too many for the device."""
+    try:
+        with _memory_advice(batch_size):
+            parts = [model(part) for part in inputs.split(batch_size)]
+    except DeviceMemoryError:
+        if batch_size == 1:
+            raise
+        return _in_parts(model, inputs, batch_size // 2)
     return type(parts[0])(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 

@@ -155,10 +155,22 @@ def test_list(folder, capsys):
     status, out, err = run(capsys, "list", "--folder", folder)
     assert (status, err) == (0, "")
     header, _, *rows = out.splitlines()
-    for title in ("run", "preset", "data", "network", "α", "seed", "epochs", "test accuracy", "precision", "minutes"):
+    for title in (
+        "run",
+        "preset",
+        "data",
+        "network",
+        "α",
+        "seed",
+        "epochs",
+        "held out",
+        "accuracy",
+        "precision",
+        "minutes",
+    ):
         assert title in header
-    assert rows[0].split() == f"{second.name} laptop mnist alexnet 0 4 12 0.9877 bfloat16 cpu 1.5".split()
-    assert rows[1].split() == f"{first.name} laptop mnist fully_connected 0.1 3 12 0.9877 bfloat16 cpu 1.5".split()
+    assert rows[0].split() == f"{second.name} laptop mnist alexnet 0 4 12 test 0.9877 bfloat16 cpu 1.5".split()
+    assert rows[1].split() == f"{first.name} laptop mnist fully_connected 0.1 3 12 test 0.9877 bfloat16 cpu 1.5".split()
 
 
 def test_list_of_runs_that_noted_little(folder, capsys):

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from strategies import dtypes
 
-from lsbook import datasets, images, models, targets, theory, training
+from lsbook import datasets, experiments, images, models, presets, targets, theory, training
 from lsbook.datasets import Split
 from lsbook.models import FullyConnected
 
@@ -776,6 +776,26 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monk
         assert json.loads(file.metadata()["progress"])["epoch"] == 1
 
 
+def test_a_checkpoint_remembers_how_long_the_training_took(tmp_path, monkeypatch):
+    """Regression: of a run that was stopped, only the last leg was counted."""
+    now = [1000.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+
+    def record(epoch, model):
+        now[0] += 10.0  # so long is an epoch, and the start
+
+    options = SCHEDULE | {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0, "record": record}
+    assert training.seconds_before(tmp_path / "c") == training.seconds_before(None) == 0.0
+    stop_after(2, models.build((4, 2), 0), blobs(), hard_loss, **options)
+    first = training.seconds_before(tmp_path / "c")
+    assert first == 30.0
+    stop_after(4, models.build((4, 2), 0), blobs(), hard_loss, **options)
+    assert training.seconds_before(tmp_path / "c") == first + 20.0
+    (tmp_path / "c").write_bytes(b"no checkpoint")
+    with pytest.raises(training.DamagedCheckpointError, match="delete it to start afresh"):
+        training.seconds_before(tmp_path / "c")
+
+
 def test_a_checkpoint_is_written_when_it_is_time(tmp_path, monkeypatch):
     """Every 60 seconds at the end of an epoch, never after the last."""
     now, written = [0.0], []
@@ -886,23 +906,31 @@ class Greedy(FullyConnected):
 @pytest.mark.parametrize(("batch_size", "advice"), [(8, 4), (9, 4), (2, 1)])
 def test_out_of_memory_says_which_batch_to_try(batch_size, advice):
     model, split = Greedy((4, 2)).double(), blobs()
-    expected = f"the device's memory does not hold a batch of {batch_size}; try batch_size {advice}$"
-    options = {"epochs": 1, "batch_size": batch_size, "learning_rate": 0.1}
-    for call in (
-        lambda: training.fit(model, split, hard_loss, **options),
-        lambda: training.predict(model, split.inputs, batch_size),
-    ):
-        with pytest.raises(training.DeviceMemoryError, match=expected) as caught:
-            call()
-        assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
-    assert model.training  # predict gives the mode back
+    expected = f"does not hold a batch of {batch_size}; try batch_size {advice}, or fewer runs at a time$"
+    with pytest.raises(training.DeviceMemoryError, match=expected) as caught:
+        training.fit(model, split, hard_loss, epochs=1, batch_size=batch_size, learning_rate=0.1)
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_memory_that_does_not_hold_one_example():
-    with pytest.raises(
-        training.DeviceMemoryError, match="does not hold a batch of 1; try the CPU, or a smaller network"
-    ):
-        training.predict(Greedy((4, 2)).double(), blobs().inputs, 1)
+    model = Greedy((4, 2)).double().train()
+    with pytest.raises(training.DeviceMemoryError, match="does not hold a batch of 1; try the CPU, or a smaller net"):
+        training.predict(model, blobs().inputs, 16)
+    assert model.training  # predict gives the mode back
+
+
+def test_predict_takes_fewer_at_a_time_where_memory_is_short():
+    class Modest(FullyConnected):
+        def forward(self, inputs):
+            sizes.append(len(inputs))
+            if len(inputs) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().forward(inputs)
+
+    sizes, model, inputs = [], Modest((4, 2)).double(), blobs().inputs
+    found = training.predict(model, inputs, 16)
+    assert sizes == [16, 8] + [4] * 10
+    torch.testing.assert_close(found.logits, model.head(inputs).detach())
 
 
 # --- predict
@@ -1084,14 +1112,33 @@ def test_descent_on_logits_is_autograds_and_ends_at_the_target(alpha):
 # --- a GPU
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@needs_gpu
 def test_cuda_graphs_train_the_same_network(monkeypatch):
-    split = Split(*(tensor.float().cuda() if tensor.is_floating_point() else tensor.cuda() for tensor in blobs()))
+    """Weights and running means after two epochs of a small ResNet, metrics recorded in between."""
+    data = datasets.digit_images("cuda")
+    split = Split(data.train.inputs[:256], data.train.labels[:256])
 
-    def weights(wish):
+    def state(wish):
         monkeypatch.setenv("LSBOOK_CUDA_GRAPHS", wish)
-        model = models.build((4, 8, 2), 0, torch.float32, "cuda")
-        training.fit(model, split, hard_loss, **SCHEDULE)
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
+        normalise = models.Normalise([0.3], [0.4])
+        model = models.build(lambda: models.ResNet(1, 1, 10, normalise), 0, torch.float32, "cuda")
+        options = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "precision": training.best_precision("cuda")}
+        training.fit(
+            model, split, hard_loss, record=lambda *_: training.predict(model, split.inputs) and None, **options
+        )
+        return model.state_dict()
 
-    torch.testing.assert_close(weights("1"), weights("0"))
+    graphs, eager = state("1"), state("0")
+    for name, tensor in eager.items():
+        torch.testing.assert_close(graphs[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@needs_gpu
+@pytest.mark.parametrize("spec", presets.specs("smoke"), ids=lambda spec: spec.name)
+def test_smoke_runs_on_a_gpu(spec):
+    run = experiments.train(spec, "cuda")
+    assert run.provenance["device_name"] == torch.cuda.get_device_name()
+    assert np.isfinite(run.history[-1]["test_nll"])
