@@ -321,7 +321,7 @@ def test_images_from_server_to_tensors(world, serve, name):
             zip(images, labels, strict=True), key=lambda e: hashlib.sha256(e[0].tobytes() + e[1]).digest()
         )
         assert part.inputs.dtype == torch.uint8 and part.labels.dtype == torch.int64
-        assert part.inputs.is_contiguous()
+        assert part.inputs.is_contiguous(memory_format=torch.channels_last)
         expected = np.stack([image.transpose(2, 0, 1) for image, _ in examples])
         np.testing.assert_array_equal(part.inputs.numpy(), expected)
         assert part.labels.tolist() == [int(label) for _, label in examples]
