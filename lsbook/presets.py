@@ -16,6 +16,15 @@ from .experiments import Spec, run_all, variants
 SEEDS = (0, 1, 2, 3, 4)
 FEW_SEEDS = (0, 1, 2)
 
+# What chapters call the experiments of preset laptop with hard and smoothed networks, in the order of their tables.
+TITLES = {
+    "mnist-fc": "MNIST, fully connected",
+    "cifar10-alexnet": "CIFAR-10, AlexNet",
+    "cifar10-resnet20": "CIFAR-10, ResNet-20",
+    "cifar100-resnet20": "CIFAR-100, ResNet-20",
+    "cifar10-alexnet-augmented": "CIFAR-10, AlexNet, augmented",
+}
+
 # --- smoke: does everything run? A few steps on small images, float32, so that any machine can.
 
 _SMOKE = Spec(

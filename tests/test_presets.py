@@ -286,3 +286,8 @@ def test_datasets_have_the_sizes_that_these_tests_take_for_granted():
     """Of the set that needs no download; those of the others stand in data/datasets.toml."""
     data = datasets.load("digit_images")
     assert (len(data.train.labels), tuple(data.train.inputs.shape[1:])) == (1297, (1, 32, 32))
+
+
+def test_every_experiment_with_two_sides_has_a_title():
+    both = {spec.experiment for spec in presets.specs("laptop") if spec.alpha == 0.1}
+    assert set(presets.TITLES) == both
