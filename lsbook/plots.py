@@ -273,7 +273,7 @@ def draw_gap_histograms(ax, gaps, num_classes, bins, alphas=None):
         about = (f"α = {alpha:g}", theory.optimal_gap(alpha, num_classes)) if alpha else (None, None)
         draw_histogram(ax, values, bins, colors[alpha], *about)
     side = {"ha": "right", "va": "center", "fontsize": 12}
-    ax.annotate("hard targets →", (0.99, 0.62), xycoords="axes fraction", color=HARD, **side)
+    ax.annotate("hard targets →", (0.99, 0.45), xycoords="axes fraction", color=HARD, **side)
     ax.set(xlim=bins[[0, -1]], ylim=(0, 1.25 * ax.dataLim.y1), yticks=[], ylabel="density")
     return ax
 
