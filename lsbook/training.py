@@ -186,7 +186,7 @@ def check_milestones(schedule, milestones):
     if not expected or not all(0 < m < 1 for m in milestones) or list(milestones) != sorted(milestones):
         raise ValueError(
             f"milestones must be rising shares in (0, 1): one for 'one-cycle', one or more for 'step', "
-            f"none for {{'constant', 'linear'}}; got {tuple(milestones)} for {schedule!r}"
+            f"none for 'constant' and 'linear'; got {tuple(milestones)} for {schedule!r}"
         )
 
 
