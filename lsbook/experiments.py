@@ -27,6 +27,8 @@ KEPT_TRAIN_EXAMPLES = 1_000
 # Features are kept of 100 examples of each of these classes and split; of fewer where they are so wide that they would
 # come to more than 64,000 numbers.
 SHOWN_EXAMPLES, SHOWN_NUMBERS = 100, 64_000
+# Of a network that knows only some classes, features are kept of so many examples of each other class and split.
+PROBE_EXAMPLES = 30
 SHOWN_CLASSES = {
     "digit_images": (3, 5, 8),
     "mnist": (3, 5, 8),
@@ -53,6 +55,7 @@ class Spec:
     batch_size: int
     learning_rate: float
     seed: int  # of the examples drawn, the initial weights, the order of examples, augmentation and dropout
+    classes: tuple[int, ...] = ()  # the network knows these alone, renumbered 0, 1, …; () is all
     network: str = "fully_connected"  # one of models.NETWORKS
     hidden: tuple[int, ...] = ()  # widths of the hidden layers of a fully connected net
     dropout: float = 0.0  # after each hidden layer of a fully connected net
@@ -135,9 +138,18 @@ def _checked_numbers(spec):
         **{name: check_number(getattr(spec, name), name, 0, largest) + 0.0 for name in not_negative},
         **{name: check_positive(getattr(spec, name), name) for name in positive},
         "hidden": tuple(check_int(width, "hidden", 1) for width in spec.hidden),
+        "classes": _checked_classes(spec.classes),
         "milestones": tuple(check_number(share, "milestones", 0, 1) for share in spec.milestones),
         "record_epochs": tuple(check_int(epoch, "record_epochs", 0) for epoch in spec.record_epochs),
     }
+
+
+def _checked_classes(classes):
+    """The classes as plain int; ValueError unless they are none (which stands for all), or two or more and distinct."""
+    classes = tuple(check_int(label, "classes", 0) for label in classes)
+    if len(classes) == 1 or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be () or at least two different ones, got {classes}")
+    return classes
 
 
 # Few training examples, so that there is something to overfit. Every epoch is three steps.
@@ -192,13 +204,14 @@ def split_metrics(logits, labels):
 def data_of(spec, device="cpu"):
     """The examples that `spec` trains on and is judged by: a `datasets.Dataset` on the device.
 
-    Images lie there as uint8 (N, C, H, W). Raises ValueError if the set has fewer examples than the spec asks for.
+    Images lie there as uint8 (N, C, H, W). If the spec names classes, there are no others, and labels are renumbered
+    in the spec's order; of the digits, train_examples are drawn from all classes before the others go.
+    Raises ValueError if the set has fewer examples than the spec asks for, or lacks a class.
     """
     if spec.dataset == "digits":
         if spec.held_out != "test":
             raise ValueError(f"held_out must be 'test' on digits, which have no other split, got {spec.held_out!r}")
-        dtype = torch.float64 if spec.dtype == "float64" else torch.float32
-        return datasets.digits(spec.train_examples, spec.seed, dtype, device)
+        return _known_classes(spec, _digits(spec, device))
     data = datasets.load(spec.dataset, device, training.show_progress())
     pool, held_out = data.train, data.test
     if spec.held_out == "validation":
@@ -210,14 +223,65 @@ def data_of(spec, device="cpu"):
             )
         held_out = datasets.Split(*(tensor[-VALIDATION_EXAMPLES:] for tensor in data.train))
         pool = datasets.Split(*(tensor[:-VALIDATION_EXAMPLES] for tensor in data.train))
+    data = _known_classes(spec, data._replace(train=pool, test=held_out))
+    return data._replace(train=_draw(spec, data.train))
+
+
+def _draw(spec, pool):
+    """The training examples of `spec`, drawn by its seed from all that there are."""
     if spec.train_examples > len(pool.labels):
+        known = f" of {len(spec.classes)} classes" if spec.classes else ""
         raise ValueError(
-            f"train_examples must be at most {len(pool.labels)} on {spec.dataset} with {spec.held_out} held out, "
-            f"got {spec.train_examples}"
+            f"train_examples must be at most {len(pool.labels)} on {spec.dataset}{known} with {spec.held_out} held "
+            f"out, got {spec.train_examples}"
         )
     drawn = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(spec.seed))[: spec.train_examples]
-    drawn = drawn.to(pool.labels.device)
-    return data._replace(train=datasets.Split(pool.inputs[drawn], pool.labels[drawn]), test=held_out)
+    return _at(pool, drawn.to(pool.labels.device))
+
+
+def _at(split, index):
+    return datasets.Split(*(tensor[index] for tensor in split))
+
+
+def _known_classes(spec, data):
+    """`data` with the classes that the spec names alone, renumbered in its order; all of it if it names none."""
+    if not spec.classes:
+        return data
+    if max(spec.classes) >= data.num_classes:
+        raise ValueError(
+            f"classes must be less than {data.num_classes} on {spec.dataset}, got {max(spec.classes)} among them"
+        )
+    number = torch.full((data.num_classes,), -1, device=data.train.labels.device)
+    number[list(spec.classes)] = torch.arange(len(spec.classes), device=number.device)
+    train, test = (
+        datasets.Split(split.inputs[known], number[split.labels[known]])
+        for split in (data.train, data.test)
+        for known in [number[split.labels] >= 0]
+    )
+    names = tuple(data.class_names[label] for label in spec.classes)
+    return datasets.Dataset(data.name, len(spec.classes), train, test, names)
+
+
+def probe_data(spec, device="cpu"):
+    """Classes that the network of `spec` has never seen, those that `spec.classes` leaves out: a `datasets.Dataset`.
+
+    On images it holds the first `PROBE_EXAMPLES` of every such class in each split, on digits a thousand for training
+    and the others held out. Labels are those of the whole set. Raises ValueError if the spec leaves no class out.
+    """
+    if spec.dataset == "digits":
+        data, count = _digits(replace(spec, train_examples=1_000), device), None
+    else:
+        data, count = datasets.load(spec.dataset, device), PROBE_EXAMPLES
+    left_out = [label for label in range(data.num_classes) if label not in spec.classes]
+    if not spec.classes or not left_out:
+        raise ValueError(f"spec.classes must leave out some of the {data.num_classes} classes, got {spec.classes}")
+    train, test = (_at(split, _first_of(split.labels, left_out, count)) for split in (data.train, data.test))
+    return data._replace(train=train, test=test)
+
+
+def _digits(spec, device):
+    dtype = torch.float64 if spec.dtype == "float64" else torch.float32
+    return datasets.digits(spec.train_examples, spec.seed, dtype, device)
 
 
 def model_of(spec, data, device="cpu"):
@@ -263,27 +327,57 @@ def _arrays(model, data):
     for name, split in (("train", data.train), ("test", data.test)):
         output = training.predict(model, split.inputs)
         arrays |= {f"{name}_logits": output.logits, f"{name}_features": output.features, f"{name}_labels": split.labels}
-    return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+    return arrays
+
+
+def _first_of(labels, classes, count):
+    """Indices of the first `count` examples of each of the classes."""
+    return torch.cat([(labels == label).nonzero().flatten()[:count] for label in classes])
 
 
 def shown_examples(labels, classes, width):
     """Indices of the first examples of each of the classes whose features (`width` numbers each) are kept."""
-    count = min(SHOWN_EXAMPLES, SHOWN_NUMBERS // (len(classes) * width))
-    return torch.cat([(labels == label).nonzero().flatten()[:count] for label in classes])
+    return _first_of(labels, classes, min(SHOWN_EXAMPLES, SHOWN_NUMBERS // (len(classes) * width)))
 
 
 def _small_arrays(model, data):
-    """What is kept of a run on images: the held-out logits and labels, those of the first training examples, features
-    of the shown classes with their labels, and the templates; floating point as float16 except the templates."""
+    """What is kept of a run on images: the held-out logits and labels, those of the first training examples, and the
+    templates; floating point as float16 except the templates."""
     arrays = {"head_weight": model.head.weight.float(), "head_bias": model.head.bias.float()}
     for name, split, count in (("train", data.train, KEPT_TRAIN_EXAMPLES), ("test", data.test, None)):
-        shown = shown_examples(split.labels, SHOWN_CLASSES[data.name], model.head.in_features)
         arrays |= {
             f"{name}_logits": training.predict(model, split.inputs[:count]).logits.half(),
             f"{name}_labels": split.labels[:count].to(torch.uint8),
-            f"shown_{name}_features": training.predict(model, split.inputs[shown]).features.half(),
-            f"shown_{name}_labels": split.labels[shown].to(torch.uint8),
         }
+    return arrays
+
+
+def _shown_arrays(model, data):
+    """Features of the shown classes with their labels, by the data set's name."""
+    width, classes = model.head.in_features, SHOWN_CLASSES[data.name]
+    splits = {"train": data.train, "test": data.test}
+    shown = {name: _at(split, shown_examples(split.labels, classes, width)) for name, split in splits.items()}
+    return _feature_arrays("shown", model, shown)
+
+
+def _feature_arrays(prefix, model, splits):
+    """Features (float16, but float64 of a network in float64) and labels of each of the splits, a dict."""
+    arrays = {}
+    for name, split in splits.items():
+        features = training.predict(model, split.inputs).features
+        arrays[f"{prefix}_{name}_features"] = features if features.dtype == torch.float64 else features.half()
+        arrays[f"{prefix}_{name}_labels"] = split.labels.to(torch.uint8)
+    return arrays
+
+
+def _kept_arrays(spec, model, data, device):
+    """All arrays of the run: `_arrays` on digits; else `_small_arrays` and the features that chapters show or probe."""
+    arrays = _arrays(model, data) if spec.dataset == "digits" else _small_arrays(model, data)
+    if spec.classes:
+        probed = probe_data(spec, device)
+        arrays |= _feature_arrays("probe", model, {"train": probed.train, "test": probed.test})
+    elif spec.dataset != "digits":
+        arrays |= _shown_arrays(model, data)
     return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
 
 
@@ -331,7 +425,7 @@ def _train(spec, device, checkpoint):
     before, started = training.seconds_before(checkpoint), time.monotonic()
     data = data_of(spec, device)
     model, history = fit_spec(spec, data, device, checkpoint)
-    arrays = _arrays(model, data) if spec.dataset == "digits" else _small_arrays(model, data)
+    arrays = _kept_arrays(spec, model, data, device)
     if history and history[-1]["epoch"] == spec.epochs:  # the last held-out metrics are those of the stored logits
         final = split_metrics(arrays["test_logits"], arrays["test_labels"])
         history[-1] |= {f"test_{key}": value for key, value in final.items()}

@@ -106,6 +106,17 @@ _RESNET_100 = replace(
     record_epochs=(0, 1, 2, 5, 10, 15, 20, 24, 28),
 )
 
+# The same network over the range of α; what the experiment above has at α = 0 and 0.1 is not trained again.
+_ALEXNET_ALPHAS = replace(_ALEXNET, experiment="cifar10-alexnet-alphas")
+# Half of CIFAR-100's classes, every other one in the order of their names. The rest are for a linear probe.
+_HALF = replace(
+    _RESNET_100,
+    experiment="cifar100-half-resnet20",
+    classes=tuple(range(0, 100, 2)),
+    epochs=20,
+    record_epochs=(0, 10, 20),
+)
+
 # --- paper: the settings of its appendix. An epoch is the 312 full batches that 40,000 images make, so 1,250 epochs
 # are its 390,000 steps and 205 its 64,000.
 
@@ -180,6 +191,8 @@ def _laptop():
         *variants(_RESNET, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
         *variants(_RESNET_100, seed=FEW_SEEDS, alpha=(0.0, 0.05, 0.1)),
         *variants(_AUGMENTED, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
+        *variants(_HALF, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
+        *variants(_ALEXNET_ALPHAS, seed=(0, 1), alpha=(0.2, 0.5, 0.05)),
     ]
 
 
