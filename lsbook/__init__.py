@@ -15,6 +15,7 @@ MODULES = (
     "theory",
     "information",
     "calibration",
+    "geometry",
     "datasets",
     "images",
     "models",
@@ -25,6 +26,7 @@ MODULES = (
     "sweeps",
     "claims",
     "plots",
+    "projection",
     "notebooks",
     "cli",
 )

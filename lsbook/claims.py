@@ -49,6 +49,12 @@ def paired_difference(treated, control, confidence=0.95):
     return mean_interval(treated - control, confidence)
 
 
+def exponential(interval):
+    """The interval of a ratio from that of its logarithm: e to the mean and to both ends."""
+    mean, low, high = np.exp(interval[:3])
+    return Interval(float(mean), float(low), float(high), interval.n)
+
+
 def verdict(interval, claim):
     """Whether the interval of a difference lies on the claimed side of 0: supported, contradicted or undetermined.
 

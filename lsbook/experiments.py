@@ -251,6 +251,8 @@ def _known_classes(spec, data):
         raise ValueError(
             f"classes must be less than {data.num_classes} on {spec.dataset}, got {max(spec.classes)} among them"
         )
+    if len(spec.classes) == data.num_classes:  # or else, after all the training, no class would be left to probe
+        raise ValueError(f"classes must leave out some of the {data.num_classes} on {spec.dataset}, or be () for all")
     number = torch.full((data.num_classes,), -1, device=data.train.labels.device)
     number[list(spec.classes)] = torch.arange(len(spec.classes), device=number.device)
     train, test = (

@@ -3,11 +3,13 @@
 Every function takes numbers or numpy arrays and returns a float or an array of the same shape.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import wrightomega
 
-from .checks import check_array, check_num_classes, check_number
+from .checks import check_array, check_int, check_num_classes, check_number, check_positive
 
 LARGEST = np.finfo(np.float64).max
 
@@ -195,3 +197,33 @@ def penalised_gap(alpha, num_classes, strength):
     # At the root λ g < K e^{−g}, so beyond 1 it lies below ln(K/λ), even where the optimum without λ is infinite.
     high = min(optimal_gap(alpha, classes), max(1.0, np.log(classes) - np.log(strength)))
     return float(brentq(lambda gap: alpha_from_gap(gap, classes) - alpha - strength * gap, 0.0, high + 1, xtol=1e-14))
+
+
+class UnconstrainedFeatures(NamedTuple):
+    """The minimiser of the unconstrained-features model, up to a rotation: a regular simplex, one corner a class."""
+
+    gap: float  # of every example to every wrong class, in nats
+    template_norm: float  # ‖w_k‖, the same for every class; its templates sum to 0
+    feature_norm: float  # ‖h_i‖, the same for every example, in the direction of its class's template
+
+
+def unconstrained_features(alpha, num_classes, per_class, weight_decay, feature_decay):
+    """Minimiser of the smoothed loss of z_i = W h_i plus (λ_W ‖W‖² + λ_H ‖H‖²)/2, features H free.
+
+    The loss is the mean over n = per_class ≥ 1 examples of each of K classes; D ≥ K − 1 features, no bias. Its gap is
+    that of smoothing alone with strength α + K √(n λ_W λ_H): the penalty acts as extra smoothing. From 1 on, everything
+    is 0. The norms follow from λ_W ‖W‖² = λ_H ‖H‖² (Zhou et al. 2022; Guo et al. 2025).
+
+    alpha in [0, 1], weight_decay λ_W and feature_decay λ_H positive and finite. Raises TypeError, ValueError else.
+
+    >>> [round(value, 3) for value in unconstrained_features(0.1, 10, 5, 1e-3, 1e-3)]
+    [4.287, 2.937, 1.314]
+    """
+    classes, alpha = check_num_classes(num_classes), check_number(alpha, "alpha", 0, 1)
+    n, lw = check_int(per_class, "per_class", 1), check_positive(weight_decay, "weight_decay")
+    lh = check_positive(feature_decay, "feature_decay")
+    strength = alpha + classes * n**0.5 * lw**0.5 * lh**0.5
+    gap = optimal_gap(strength, classes) if strength < 1 else 0.0
+    norm = gap * (classes - 1) / classes  # ‖w‖ · ‖h‖, whose cosine is 1
+    root = n**0.25 * (lh**0.25 / lw**0.25)  # of ‖w‖ / ‖h‖: λ_W K ‖w‖² = λ_H K n ‖h‖²
+    return UnconstrainedFeatures(gap, norm**0.5 * root, norm**0.5 / root)

@@ -526,3 +526,25 @@ def descend_logits(target, start=None, *, learning_rate=1.0, steps, measure=None
     """
     start = torch.zeros_like(target) if start is None else start
     return descend(lambda z: z.softmax(-1) - target, start, learning_rate=learning_rate, steps=steps, measure=measure)
+
+
+def minimise(loss, tensors, steps=300):
+    """Move leaf tensors in place to a minimum of loss() by L-BFGS with a line search; returns the loss there.
+
+    L-BFGS estimates the curvature from past gradients: far fewer steps than plain descent, on the whole batch only.
+    Raises FloatingPointError if the end is not finite.
+    """
+    options = {"history_size": 20, "line_search_fn": "strong_wolfe", "tolerance_grad": 1e-12, "tolerance_change": 1e-15}
+    optimizer = torch.optim.LBFGS(tensors, max_iter=steps, **options)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    end = loss().item()
+    if end - end != 0:  # NaN or infinity
+        raise FloatingPointError(f"L-BFGS diverged: the loss is {end}")
+    return end

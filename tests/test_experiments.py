@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsbook import calibration, datasets, experiments, models, runs, targets, training
+from lsbook import calibration, datasets, experiments, files, models, runs, targets, training
 from lsbook.experiments import DIGITS_FEW, Spec, load_or_train, run_all, variants
 
 TINY = replace(DIGITS_FEW, preset="smoke", train_examples=20, hidden=(6,), epochs=3, record_epochs=(0, 2, 3), alpha=0.1)
@@ -62,6 +62,7 @@ def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
         "flip": True,
         "nesterov": False,
         "decay_only": ("a",),
+        "classes": (3, 1),
     }
     monkeypatch.setattr(training, "check_milestones", lambda *_: None)  # else schedule and milestones change together
     names |= {"schedule": "linear", "milestones": (0.5,)}
@@ -83,6 +84,7 @@ def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
         ("seed", [3, np.int64(3), np.uint8(3)]),
         ("hidden", [(6, 4), [6, 4], np.array([6, 4])]),
         ("record_epochs", [(0, 3), range(0, 4, 3)]),
+        ("classes", [(0, 3), range(0, 4, 3), [0, 3], np.array([0, 3], np.uint8)]),
     ],
 )
 def test_equal_values_of_any_type_have_one_hash(name, values):
@@ -100,6 +102,11 @@ def test_equal_values_of_any_type_have_one_hash(name, values):
         ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"train_examples": 0}, ValueError, "train_examples must be at least 1, got 0"),
+        ({"classes": (3,)}, ValueError, "classes must be () or at least two different ones, got (3,)"),
+        ({"classes": (3, 1, 3)}, ValueError, "classes must be () or at least two different ones, got (3, 1, 3)"),
+        ({"classes": (3, -1)}, ValueError, "classes must be at least 0, got -1"),
+        ({"classes": (3, 1.0)}, TypeError, "classes must be an int, got 1.0 (float)"),
+        ({"classes": "35"}, TypeError, "classes must be an int, got '3' (str)"),
         ({"hidden": (6, 0)}, ValueError, "hidden must be at least 1, got 0"),
         ({"record_epochs": (0.5,)}, TypeError, "record_epochs must be an int, got 0.5 (float)"),
         ({"learning_rate": 0}, ValueError, "learning_rate must be positive and finite, got 0"),
@@ -130,6 +137,20 @@ def test_variants_come_in_order_last_choice_fastest():
     assert variants(TINY) == [TINY]
     with pytest.raises(TypeError, match="nonsense"):
         variants(TINY, nonsense=(1,))
+
+
+def test_stored_runs_keep_their_names():
+    """A field that is added must not rename them: their specs, as they were written, give the names of their files."""
+    stored = [path for path in (files.data_folder() / "runs").glob("*.json") if not path.name.startswith(".")]
+    assert len(stored) >= 46
+    for path in stored:
+        spec = json.loads(path.read_bytes())["spec"]
+        assert Spec.from_dict(spec).name == path.stem
+        assert Spec.from_dict(spec).as_dict() == spec
+        assert ("classes" in spec) == ("half" in path.stem)
+    assert "classes" not in TINY.as_dict()
+    assert replace(TINY, classes=(3, 1)).as_dict()["classes"] == [3, 1]
+    assert replace(TINY, classes=(3, 1)).name != replace(TINY, classes=(1, 3)).name  # other templates, other initially
 
 
 # --- training
@@ -221,6 +242,100 @@ def test_smoothing_loss_is_the_books_loss():
     batch = type("Batch", (), {"labels": labels})
     expected = targets.smoothed_cross_entropy(logits, labels, 0.3)
     assert torch.equal(experiments.smoothing_loss(0.3)(logits, batch), expected)
+
+
+# --- networks that know some of the classes
+
+SOME = replace(TINY, classes=(7, 2, 4), train_examples=40)
+
+
+def by_hand(split, classes):
+    """The examples of these classes, example by example, with the labels' places among them."""
+    kept = [i for i, label in enumerate(split.labels.tolist()) if label in classes]
+    return split.inputs[kept], torch.tensor([classes.index(split.labels[i].item()) for i in kept])
+
+
+@pytest.mark.parametrize("classes", [(7, 2, 4), (2, 4, 7), (9, 0)])
+def test_data_hold_the_named_classes_renumbered_in_their_order(classes):
+    data, everything = experiments.data_of(replace(SOME, classes=classes)), datasets.digits(40, 0)
+    assert data.num_classes == len(classes)
+    assert data.class_names == tuple(str(label) for label in classes)
+    for split, whole in ((data.train, everything.train), (data.test, everything.test)):
+        inputs, labels = by_hand(whole, classes)
+        assert torch.equal(split.inputs, inputs)
+        assert torch.equal(split.labels, labels)
+        assert set(split.labels.tolist()) == set(range(len(classes)))
+
+
+def test_a_network_learns_the_named_classes_alone():
+    """As one that never heard of others: the same examples under the new labels give the same weights."""
+    data = datasets.digits(40, 0)
+    train, test = (datasets.Split(*by_hand(split, SOME.classes)) for split in (data.train, data.test))
+    alone = datasets.Dataset("digits", 3, train, test, ("7", "2", "4"))
+    model, history = experiments.fit_spec(replace(SOME, classes=()), alone)
+    run = experiments.train(SOME, "cpu")
+    np.testing.assert_array_equal(run.arrays["head_weight"], model.head.weight.detach())
+    assert run.arrays["head_weight"].shape == (3, 6)
+    assert run.arrays["train_labels"].tolist() == train.labels.tolist()
+    assert run.arrays["test_labels"].tolist() == test.labels.tolist()
+    assert run.arrays["test_logits"].shape == (len(test.labels), 3)
+    assert [row["epoch"] for row in run.history] == [row["epoch"] for row in history]
+    assert run.history[-1]["test_accuracy"] == pytest.approx(history[-1]["test_accuracy"], rel=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float64", "float64"), ("float32", "float16")])
+def test_features_of_the_other_classes_are_kept(dtype, stored):
+    spec = replace(SOME, dtype=dtype)
+    arrays, probed = experiments.train(spec, "cpu").arrays, experiments.probe_data(spec)
+    model, _ = experiments.fit_spec(spec, experiments.data_of(spec))
+    assert not any(name.startswith("shown") for name in arrays)
+    assert {name for name in arrays if name.startswith("probe")} == {
+        f"probe_{split}_{kind}" for split in ("train", "test") for kind in ("features", "labels")
+    }
+    for name, split in (("train", probed.train), ("test", probed.test)):
+        features, labels = arrays[f"probe_{name}_features"], arrays[f"probe_{name}_labels"]
+        assert (features.shape, features.dtype.name) == ((len(split.labels), 6), stored)
+        expected = training.predict(model, split.inputs).features
+        np.testing.assert_allclose(features, expected, rtol=1e-12 if stored == "float64" else 2e-3, atol=1e-6)
+        assert labels.dtype == np.uint8
+        assert labels.tolist() == split.labels.tolist()
+    assert "probe_train_features" not in experiments.train(replace(spec, classes=()), "cpu").arrays
+
+
+def test_probes_are_all_digits_of_the_classes_left_out():
+    """A thousand digits of all classes are drawn for training, whatever the spec trains on."""
+    probed, everything = experiments.probe_data(SOME), datasets.digits(1_000, 0)
+    left_out = (0, 1, 3, 5, 6, 8, 9)
+    assert probed.num_classes == 10
+    for split, whole in ((probed.train, everything.train), (probed.test, everything.test)):
+        assert split.labels.tolist() == [k for k in left_out for _ in range((whole.labels == k).sum())]
+        expected = torch.cat([whole.inputs[whole.labels == k] for k in left_out])
+        assert torch.equal(split.inputs, expected)
+    other = experiments.probe_data(replace(SOME, train_examples=20, alpha=0.3))
+    assert torch.equal(other.train.inputs, probed.train.inputs)
+    assert not torch.equal(experiments.probe_data(replace(SOME, seed=1)).train.inputs, probed.train.inputs)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((0, 10), "classes must be less than 10 on digits, got 10 among them"),
+        # Regression: it trained to the end, then found no class to probe.
+        (range(9, -1, -1), r"classes must leave out some of the 10 on digits, or be \(\) for all"),
+    ],
+)
+def test_classes_that_a_data_set_cannot_give(classes, message, monkeypatch):
+    monkeypatch.setattr(training, "fit", forbid_training)
+    spec = replace(SOME, classes=classes)
+    for call in (experiments.data_of, lambda spec: experiments.train(spec, "cpu")):
+        with pytest.raises(ValueError, match=message):
+            call(spec)
+
+
+@pytest.mark.parametrize("classes", [(), tuple(range(10))])
+def test_without_a_class_left_out_there_is_nothing_to_probe(classes):
+    with pytest.raises(ValueError, match=r"spec.classes must leave out some of the 10 classes, got \("):
+        experiments.probe_data(replace(SOME, classes=classes))
 
 
 # --- stored or trained

@@ -350,6 +350,128 @@ def test_monotone_in_classes_and_temperature(alpha, num_classes):
     assert (np.diff(by_temperature) > 0).all()
 
 
+# --- the unconstrained-features model
+
+decays = st.floats(-12, 3).map(lambda power: 10.0**power)
+per_class_counts = st.one_of(st.sampled_from([1, 2, 5, 5000]), st.integers(1, 10**6))
+shares = st.one_of(st.sampled_from([0.0, 1e-12, 0.1, 0.5, BELOW_ONE, 1.0]), st.floats(0, 1))
+
+
+def exact_strength(alpha, num_classes, per_class, weight_decay, feature_decay):
+    return mp.mpf(alpha) + num_classes * mp.sqrt(per_class * mp.mpf(weight_decay) * mp.mpf(feature_decay))
+
+
+@given(shares, class_counts, per_class_counts, decays, decays)
+def test_unconstrained_features_solve_their_equations(alpha, num_classes, per_class, weight_decay, feature_decay):
+    """K/(e^g + K − 1) = α + K √(n λ_W λ_H), λ_W ‖W‖² = λ_H ‖H‖², and g = ‖w‖ ‖h‖ K/(K − 1)."""
+    given_values = alpha, num_classes, per_class, weight_decay, feature_decay
+    gap, template, feature = theory.unconstrained_features(*given_values)
+    strength = exact_strength(*given_values)
+    if strength >= 1 + 1e-15:
+        assert (gap, template, feature) == (0, 0, 0)
+        return
+    hair = 1e-13 * gap + 2e-15 * num_classes  # near 1, the strength is rounded, and the gap is K times 1 − strength
+    low, high = (num_classes / (mp.exp(mp.mpf(gap) + d) + num_classes - 1) for d in (hair, -hair))
+    assert low <= strength <= high
+    assert template * feature * num_classes / (num_classes - 1) == pytest.approx(gap, rel=1e-12)
+    sides = weight_decay * num_classes * template**2, feature_decay * num_classes * per_class * feature**2
+    assert sides[0] == pytest.approx(sides[1], rel=1e-12)
+
+
+@given(shares, class_counts, per_class_counts, decays, decays, st.floats(1, 100))
+def test_unconstrained_gap_falls_in_each_strength(alpha, num_classes, per_class, weight_decay, feature_decay, factor):
+    start = {"alpha": alpha, "per_class": per_class, "weight_decay": weight_decay, "feature_decay": feature_decay}
+    gap = theory.unconstrained_features(num_classes=num_classes, **start).gap
+    more = {name: value * factor for name, value in start.items()}
+    more |= {"alpha": min(1.0, alpha * factor), "per_class": math.ceil(per_class * factor)}
+    for name, value in more.items():
+        other = theory.unconstrained_features(num_classes=num_classes, **(start | {name: value})).gap
+        assert other <= gap, name
+        if gap > 0 and value > start[name] and factor > 1.5 and name != "alpha":
+            strength = exact_strength(alpha, num_classes, per_class, weight_decay, feature_decay)
+            assert other < gap or strength - alpha < 1e-15 * strength, name
+    assert 0 <= gap <= theory.optimal_gap(alpha, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "num_classes", "per_class", "weight_decay", "feature_decay"),
+    [
+        (0.0, 2, 1, 0.01, 0.02),
+        (0.0, 4, 3, 5e-3, 2e-3),
+        (0.0, 10, 2, 1e-3, 1e-3),
+        (0.1, 3, 4, 0.02, 1e-3),
+        (0.1, 10, 3, 1e-3, 5e-4),
+        (0.5, 5, 2, 0.01, 0.01),
+        (0.3, 4, 2, 0.2, 0.2),  # α + K √(n λ_W λ_H) = 1.43: nothing pays
+        (1.0, 3, 2, 1e-2, 1e-1),  # the same by smoothing alone
+    ],
+)
+def test_descent_finds_the_unconstrained_features(alpha, num_classes, per_class, weight_decay, feature_decay):
+    """From random templates and features, in one dimension more than K − 1."""
+    labels = torch.arange(num_classes).repeat_interleave(per_class)
+    generator = torch.Generator().manual_seed(num_classes)
+    start = torch.randn(num_classes * (per_class + 1), num_classes, generator=generator, dtype=torch.float64)
+
+    def loss(point):
+        weight, features = point[:num_classes], point[num_classes:]
+        penalty = weight_decay * (weight**2).sum() + feature_decay * (features**2).sum()
+        return smoothed_cross_entropy(features @ weight.T, labels, alpha) + penalty / 2
+
+    end = minimise(loss, start)
+    weight, features = end[:num_classes], end[num_classes:]
+    gap, template, feature = theory.unconstrained_features(alpha, num_classes, per_class, weight_decay, feature_decay)
+    near_enough = {"rtol": 1e-5, "atol": 2e-5}
+    np.testing.assert_allclose(weight.norm(dim=1), template, **near_enough)
+    np.testing.assert_allclose(features.norm(dim=1), feature, **near_enough)
+    np.testing.assert_allclose(weight.sum(dim=0), 0, atol=2e-5)
+    logits = features @ weight.T
+    gaps = (logits[range(len(labels)), labels, None] - logits)[labels[:, None] != torch.arange(num_classes)]
+    np.testing.assert_allclose(gaps, gap, **near_enough)
+    penalty = (weight_decay * num_classes * template**2 + feature_decay * len(labels) * feature**2) / 2
+    assert loss(end).item() == pytest.approx(theory.loss_at_gap(gap, alpha, num_classes) + penalty, abs=1e-9)
+    cosines = (features @ weight[labels].T).diagonal() / (template * feature or math.inf)
+    np.testing.assert_allclose(cosines, 1 if gap else 0, atol=2e-5)
+
+
+def test_unconstrained_features_at_the_ends():
+    """Almost no penalty: the gap of smoothing alone. Strong enough: nothing. And no NaN at the ends of float64."""
+    assert theory.unconstrained_features(0.1, 10, 5, 1e-20, 1e-20).gap == pytest.approx(theory.optimal_gap(0.1, 10))
+    assert theory.unconstrained_features(1.0, 10, 5, 1e-6, 1e-6) == (0, 0, 0)
+    assert theory.unconstrained_features(0.0, 10, 1, 0.1, 0.1) == (0, 0, 0)  # K √(λ_W λ_H) = 1
+    assert theory.unconstrained_features(0.0, 10, 1, 0.0999, 0.1).gap > 0
+    # Regression: the ratio of the norms overflowed, although neither norm does.
+    for strong, weak in ((1e308, SMALLEST), (SMALLEST, 1e308)):
+        gap, template, feature = theory.unconstrained_features(0.0, 10, 1, strong, weak)
+        assert template * feature * 10 / 9 == pytest.approx(gap, rel=1e-12)
+        assert 0 < min(template, feature) < max(template, feature) < math.inf
+    assert theory.unconstrained_features(0.0, 10, 10**30, SMALLEST, 1e308) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"alpha": -0.1}, ValueError, "alpha must lie in [0, 1], got -0.1"),
+        ({"alpha": 1.1}, ValueError, "alpha must lie in [0, 1], got 1.1"),
+        ({"alpha": math.nan}, ValueError, "alpha must lie in [0, 1], got nan"),
+        ({"alpha": [0.1]}, TypeError, "alpha must be one real number, got [0.1] (list)"),
+        ({"num_classes": 1}, ValueError, "num_classes must be at least 2, got 1"),
+        ({"num_classes": 10.0}, TypeError, "num_classes must be an int, got 10.0 (float)"),
+        ({"per_class": 0}, ValueError, "per_class must be at least 1, got 0"),
+        ({"per_class": 2.5}, TypeError, "per_class must be an int, got 2.5 (float)"),
+        ({"weight_decay": 0}, ValueError, "weight_decay must be positive and finite, got 0"),
+        ({"weight_decay": math.inf}, ValueError, "weight_decay must be positive and finite, got inf"),
+        ({"feature_decay": -1e-3}, ValueError, "feature_decay must be positive and finite, got -0.001"),
+        ({"feature_decay": math.nan}, ValueError, "feature_decay must be positive and finite, got nan"),
+        ({"feature_decay": True}, TypeError, "feature_decay must be one real number, got True (bool)"),
+    ],
+)
+def test_bad_values_of_the_unconstrained_model(change, error, message):
+    right = {"alpha": 0.1, "num_classes": 10, "per_class": 5, "weight_decay": 1e-3, "feature_decay": 1e-3}
+    with pytest.raises(error) as caught:
+        theory.unconstrained_features(**(right | change))
+    assert str(caught.value) == message
+
+
 # --- shapes and errors
 
 ONE_ALPHA = [theory.epsilon_from_alpha, theory.optimal_gap, theory.loss_floor]
