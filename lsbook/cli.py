@@ -1,4 +1,6 @@
-"""The command line: `lsbook run`, `list` and `show` for the trained networks, `lsbook data`, `lsbook notebooks`."""
+"""The command line: `lsbook run`, `list` and `show` for the book's networks, `project` for one's own, and for the
+book itself `data` and `notebooks`.
+"""
 
 import argparse
 import fnmatch
@@ -16,6 +18,7 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True)
     _add_run(commands)
     _add_list_and_show(commands)
+    _add_project(commands)
     _add_data(commands)
     _add_notebooks(commands)
     return parser
@@ -45,6 +48,25 @@ def _add_list_and_show(commands):
     show = commands.add_parser("show", help="show what a stored run holds and what made it")
     show.add_argument("run", metavar="RUN", help="its name, or as much of the beginning as no other has")
     show.add_argument("--folder", type=Path, help="where the runs are stored (default: data/runs of the book)")
+
+
+def _add_project(commands):
+    project = commands.add_parser(
+        "project",
+        help="draw three classes of your own network as the paper does",
+        description="Projects the features of three classes on the plane through their templates (rows of the last "
+        "layer's weights), writes the figure and prints what it shows in numbers. Each FILE.npz holds features (N, D), "
+        "labels (N,) and weight (K, D), perhaps also bias (K,) and class_names (K,), as numpy.savez writes them.",
+    )
+    project.add_argument("files", nargs="+", metavar="FILE.npz", help="networks, or parts of the data: a panel each")
+    three = ("A", "B", "C")
+    project.add_argument("--classes", nargs=3, metavar=three, required=True, help="names, or numbers from 0")
+    out = {"type": Path, "default": Path("projection.png"), "metavar": "FIGURE"}
+    project.add_argument("--out", **out, help="ends in .png, .svg or .pdf (default: projection.png)")
+    project.add_argument("--title", help="words above the panels")
+    scale = project.add_mutually_exclusive_group()
+    scale.add_argument("--same-scale", action="store_true", help="one scale for all panels (default)")
+    scale.add_argument("--own-scale", action="store_true", help="each panel fills its frame")
 
 
 def _add_data(commands):
@@ -213,6 +235,18 @@ def _show(args):
     return 0
 
 
+def _project(args):
+    from . import projection
+
+    projection.file_format(args.out)  # before the work, not after it
+    titles = projection.titles(args.files)
+    views = {t: projection.read_view(file, args.classes) for t, file in zip(titles, args.files, strict=True)}
+    table = projection.table(views)
+    projection.save(projection.draw(views, args.own_scale, args.title), args.out)
+    print(f"{table}\n\nfigure: {args.out}")
+    return 0
+
+
 # --- data sets
 
 
@@ -268,7 +302,14 @@ def _notebooks(args):
     return 1 if args.check and changed else 0
 
 
-_COMMANDS = {"run": _run, "list": _list, "show": _show, "data": _data, "notebooks": _notebooks}
+_COMMANDS = {
+    "run": _run,
+    "list": _list,
+    "show": _show,
+    "project": _project,
+    "data": _data,
+    "notebooks": _notebooks,
+}
 
 
 def main(argv=None):

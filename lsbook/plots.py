@@ -25,6 +25,7 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
 INK = "#222222"
 HARD, SMOOTHED = RED, BLUE  # the two sides of the book keep their colours on every page
 CYCLE = (BLUE, RED, GREEN, ORANGE, PINK, SKY)
+CLASSES = CYCLE[:3]  # of the three classes in a projection
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # Large type on a small sheet: a figure 5.6 inches wide is shown 560 pixels wide at most, and about 370 on a phone,
@@ -136,6 +137,14 @@ def log_axis(ax, ticks, labels=None, **options):
     ax.set_xscale("log")
     ax.minorticks_off()
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks] if labels is None else labels, **options)
+    return ax
+
+
+def alpha_axis(ax, ticks):
+    """A horizontal axis for smoothing strengths, as their square roots: 0 has a place, small ones have room."""
+    ax.set_xscale("function", functions=(lambda a: np.sqrt(np.maximum(a, 0)), np.square))
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xlabel("α")
     return ax
 
 
@@ -292,6 +301,86 @@ def draw_convergence(ax, distance, num_classes):
         ax.plot(steps[1:], line if alpha else crawl, "--", color=INK, linewidth=1.2)
         named = len(steps) * 4 // 5
         write_at(ax, f"α = {alpha:g}" if alpha else "hard target", (steps[named], values[named]), (9, 10))
+    return ax
+
+
+def draw_classes(ax, points, labels, classes, size=14):
+    """Points (N, 2) of three classes, one colour and marker a class, in their order; others are not drawn.
+
+    Both axes have one scale, and no ticks: the coordinates mean something only relative to each other.
+    """
+    for k, label in enumerate(classes):
+        mine = np.asarray(points)[np.asarray(labels) == label]
+        look = {"color": CLASSES[k], "marker": MARKERS[k], "s": size, "alpha": 0.7, "linewidths": 0}
+        ax.scatter(*mine.T, **look, zorder=2)
+    ax.set(aspect="equal", adjustable="datalim", xticks=[], yticks=[])
+    return ax
+
+
+def draw_projection(ax, points, labels, plane, size=14):
+    """Examples projected on a `geometry.Plane`, as `draw_classes` draws them, in the order of the plane's classes.
+
+     points (N, 2), labels (N,). Crosses are the templates, and the thin lines run from their centroid through them.
+    `set_extent` gives one or more panels one scale.
+    """
+    draw_classes(ax, points, labels, plane.classes, size)
+    ax.set_adjustable("box")
+    ax.scatter(*plane.corners.T, color=INK, marker="x", s=26, linewidths=1.6, zorder=3)
+    for corner in 1e6 * plane.corners / np.linalg.norm(plane.corners, axis=1, keepdims=True):
+        line = {"color": INK, "linewidth": 0.6, "zorder": 1, "scalex": False, "scaley": False}
+        ax.plot([0, corner[0]], [0, corner[1]], **line)
+    return ax
+
+
+def set_extent(axes, points, plane):
+    """Show the same square in all of the axes: around all of the points (any shape (…, 2)) and the templates.
+
+    Returns its side.
+    """
+    everything = np.concatenate([np.reshape(points, (-1, 2)), plane.corners])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    half, (x, y) = 0.54 * (high - low).max(), (low + high) / 2
+    for ax in axes:
+        ax.set(xlim=(x - half, x + half), ylim=(y - half, y + half))
+    return 2 * half
+
+
+def name_classes(ax, names):
+    """The names of the three classes in their colours, in the corners of the panel that their templates point to."""
+    for k, name in enumerate(names):
+        place = {"x": (0.03, 0.97, 0.97)[k], "y": (0.13, 0.05, 0.95)[k], "ha": ("left", "right", "right")[k]}
+        ax.text(s=name, va="center", color=CLASSES[k], transform=ax.transAxes, fontsize=12, fontweight="bold", **place)
+    return ax
+
+
+def draw_ratios(ax, names, ratios, color=SMOOTHED, marker="o", shift=0.0):
+    """Ratios (`claims.Interval`), one row a name from the top down, moved down by `shift` rows; a line stands at 1."""
+    draw_intervals_across(ax, np.arange(len(names)) + shift, ratios, color, marker)
+    ax.set_yticks(range(len(names)), names)
+    ax.axvline(1, color=INK, linewidth=1, zorder=0)
+    return log_axis(ax, (0.2, 0.5, 1, 2))
+
+
+def round_length(value):
+    """1, 2 or 5 times a power of ten, the largest that is not above a positive `value`.
+
+    >>> [round_length(value) for value in (0.07, 4.9, 12)]
+    [0.05, 2.0, 10.0]
+    """
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(power * max(digit for digit in (1, 2, 5) if digit * power <= value))
+
+
+def draw_ruler(ax, length=None):
+    """A horizontal bar in the lower left corner with its length in the data's units beside it.
+
+    Without a length, a round number below a quarter of the panel's width.
+    """
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    length = round_length((right - left) / 4) if length is None else length
+    x, y = left + 0.05 * (right - left), low + 0.05 * (high - low)
+    ax.plot([x, x + length], [y, y], color=INK, linewidth=2.5, solid_capstyle="butt")
+    ax.annotate(f"{length:g}", (x + length, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=11)
     return ax
 
 

@@ -12,14 +12,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb
 
-from lsbook import plots, theory
+from lsbook import geometry, plots, theory
 from lsbook.claims import Interval
 
 matplotlib.use("Agg")
 INTERVALS = [Interval(0.5, 0.4, 0.7, 3), Interval(0.2, 0.1, 0.3, 3)]
 X = np.array([1.0, 2.0, 4.0])
+PLANE = geometry.template_plane([[0.0, 0.0], [4.0, 0.0], [2.0, 3.0]], None, (2, 0, 1))
+POINTS = np.array([[0.5, 0.25], [-3.0, 1.0], [2.0, 7.5], [30.0, 40.0], [0.125, -1.0]])
 DRAWINGS = {
     "draw_bars": lambda ax: plots.draw_bars(ax, [0.7, 0.1, 0.2]),
     "draw_band": lambda ax: plots.draw_band(ax, X, [[1, 2, 3], [3, 4, 8]], plots.BLUE, "band"),
@@ -39,6 +42,10 @@ DRAWINGS = {
     ),
     "draw_loss_over_gap": lambda ax: plots.draw_loss_over_gap(ax, 0.1, 10, np.linspace(0, 8, 20)),
     "draw_target_and_optimum": lambda ax: plots.draw_target_and_optimum(ax, 0.1, 10, 2.0),
+    "draw_projection": lambda ax: plots.draw_projection(ax, POINTS, [0, 1, 2, 5, 0], PLANE),
+    "draw_classes": lambda ax: plots.draw_classes(ax, POINTS, [0, 1, 2, 5, 0], (2, 0, 1)),
+    "draw_ruler": lambda ax: plots.draw_ruler(ax, 0.25),
+    "draw_ruler, of its own length": lambda ax: plots.draw_ruler(ax),
     "draw_histogram": lambda ax: plots.draw_histogram(ax, [0.0, 0.1, 0.9, 5.0], np.linspace(0, 1, 5), plots.BLUE, "h"),
 }
 
@@ -289,3 +296,75 @@ def test_what_has_no_size_is_not_called_small(value):
     """Regression: NaN and negative numbers were printed as "< 1e-11"."""
     with pytest.raises(ValueError, match=rf"values must lie in \[0, inf\], got {value}"):
         plots.in_powers([0.5, value], below=1e-11)
+
+
+# --- projections
+
+
+def scattered(ax):
+    """The collections of markers: of each class, then of the templates."""
+    return [part for part in ax.collections if isinstance(part, PathCollection)]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_a_projection_has_a_marker_for_each_example_of_its_classes(ax, kind):
+    """In the order of the plane's classes, each with its own color and marker; of other classes there is nothing."""
+    labels = [0, 1, 2, 5, 0]
+    plots.draw_projection(ax, POINTS, kind(labels), PLANE)
+    *classes, templates = scattered(ax)
+    assert len(classes) == 3
+    for label, drawn in zip(PLANE.classes, classes, strict=True):
+        expected = [point for point, of in zip(POINTS.tolist(), labels, strict=True) if of == label]
+        assert np.asarray(drawn.get_offsets()).tolist() == expected
+    assert np.asarray(templates.get_offsets()).tolist() == PLANE.corners.tolist()
+    assert len({tuple(drawn.get_facecolor()[0]) for drawn in classes}) == 3
+    assert len({drawn.get_paths()[0].vertices.tobytes() for drawn in classes}) == 3
+    (lines,) = (part for part in ax.collections if isinstance(part, LineCollection))
+    for (start, end), corner in zip(lines.get_segments(), PLANE.corners, strict=True):
+        assert start.tolist() == [0, 0]  # from the centroid through the template, far beyond
+        assert end @ corner == pytest.approx(np.linalg.norm(end) * np.linalg.norm(corner))
+        assert np.linalg.norm(end) > 100 * np.linalg.norm(corner)
+    assert ax.get_aspect() == 1
+    assert not ax.get_xticks().size
+    assert not ax.get_yticks().size
+
+
+def test_a_projection_without_an_example_of_a_class(ax):
+    plots.draw_projection(ax, POINTS[:2], [0, 0], PLANE)
+    assert [len(drawn.get_offsets()) for drawn in scattered(ax)] == [0, 2, 0, 3]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("shape", [(5, 2), (5, 1, 2), (1, 5, 2)])
+def test_panels_show_the_same_square_with_everything_in_it(scale, shape):
+    figure, axes = plots.subplots(1, 3)
+    points = (scale * POINTS + 3).reshape(shape)
+    for panel in axes:
+        plots.draw_projection(panel, points.reshape(-1, 2), [0, 1, 2, 5, 0], PLANE)
+    side = plots.set_extent(axes, points, PLANE)
+    limits = {(*panel.get_xlim(), *panel.get_ylim()) for panel in axes}
+    assert len(limits) == 1
+    ((left, right, low, high),) = limits
+    assert right - left == pytest.approx(side, rel=1e-12)
+    assert high - low == pytest.approx(side, rel=1e-12)
+    everything = np.concatenate([points.reshape(-1, 2), PLANE.corners])
+    assert (everything > [left, low]).all()
+    assert (everything < [right, high]).all()
+    assert side < 1.1 * np.ptp(everything, axis=0).max()  # and not much around it
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("length", [0.25, 1, 20.0])
+def test_a_ruler_is_as_long_as_it_says(ax, length):
+    """In units of the data, in the lower left corner; the limits stay as they are."""
+    ax.set(xlim=(-30, 70), ylim=(-10, 90))
+    plots.draw_ruler(ax, length)
+    (line,) = ax.lines
+    (left, low), (right, high) = line.get_xydata()
+    assert right - left == pytest.approx(length, rel=1e-12)
+    assert low == high == pytest.approx(-5)
+    assert left == pytest.approx(-25)
+    (words,) = ax.texts
+    assert words.get_text() == f"{length:g}"
+    assert words.xy == pytest.approx((right, low))
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-30, 70), (-10, 90))
