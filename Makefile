@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help book test env lint unit nbval html-tests notebooks browser lock clean
+.PHONY: help book test env lint unit nbval html-tests notebooks explorer-data browser lock clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -47,6 +47,10 @@ html-tests: env  ## the tests of the built pages (after `make book`)
 
 notebooks: env  ## execute the chapters and write their outputs, normalised, into the notebooks
 	$(BIN)/lsbook notebooks
+
+explorer-data: env  ## write the data of the explorers anew: stored runs projected, small networks while they train
+	$(BIN)/python _ext/projection_data.py
+	$(BIN)/python _ext/growth_data.py
 
 # The environment is made once, and again when the lock or pyproject.toml changes. The stamp is the last thing
 # written and `.making` the first, so that an install that was killed is thrown away instead of trusted. The stamp

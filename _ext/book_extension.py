@@ -149,6 +149,9 @@ def set_static(app, config):
 # --- Interactive explorers ---------------------------------------------------------------------------------------
 
 
+EXPLORERS = ROOT / "_static" / "explorers"
+
+
 class explorer(nodes.General, nodes.Element):
     """The place on a page that _static/explorers/<name>.js fills."""
 
@@ -161,7 +164,7 @@ class Explorer(SphinxDirective):
 
     def run(self):
         name = self.arguments[0]
-        if not (ROOT / "_static" / "explorers" / f"{name}.js").is_file():
+        if not (EXPLORERS / f"{name}.js").is_file():
             raise self.error(f"no explorer {name!r}: _static/explorers/{name}.js does not exist")
         if "still" not in self.options:
             raise self.error(f"explorer {name!r} needs `:still: label`, a figure for readers without scripts")
@@ -190,13 +193,19 @@ def skip_explorer(translator, node):
     raise nodes.SkipNode
 
 
+def explorer_scripts(name):
+    """Scripts of an explorer in the order in which they must run: <name>-data.js, where there is one, and <name>.js."""
+    return [script for script in (f"{name}-data.js", f"{name}.js") if (EXPLORERS / script).is_file()]
+
+
 def load_explorers(app, pagename, templatename, context, doctree):
     """Put the scripts and the style of a page's explorers on that page."""
     names = sorted({node["name"] for node in doctree.findall(explorer)}) if doctree else []
     if names:
         app.add_css_file("explorers/explorer.css")
     for name in names:
-        app.add_js_file(f"explorers/{name}.js", loading_method="defer")
+        for script in explorer_scripts(name):
+            app.add_js_file(f"explorers/{script}", loading_method="defer")  # deferred scripts keep their order
 
 
 def setup(app):

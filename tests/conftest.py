@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from explorer_pages import page_html
 
 # `make browser` looks for the same.
 BROWSERS = (
@@ -50,3 +51,34 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=BROWSER_OPTIONS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_explorer(browser, tmp_path, request):
+    """A function that opens a page with the explorer that the test module names as EXPLORER.
+
+    Whatever the page then complains of, or asks the network for, fails the test.
+    """
+    pages, problems = [], []
+
+    def open_page(width=1000, html=None, **options):
+        path = tmp_path / f"page{len(pages)}.html"
+        path.write_text(html or page_html(request.module.EXPLORER, **options), encoding="utf-8")
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda message: problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        page.on("request", lambda request: record_request(request.url))
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    def record_request(url):
+        if not url.startswith("file:"):
+            problems.append(f"network: {url}")
+
+    open_page.problems = problems
+    yield open_page
+    for page in pages:
+        page.close()
+    assert problems == []

@@ -2,69 +2,21 @@
 
 import itertools
 import re
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
+from explorer_pages import COLOURS, LAYOUT, contrast, luminance
 from scipy.special import expit, logsumexp
 
 from lsbook import theory
 
-EXPLORERS = Path(__file__).parents[1] / "_static" / "explorers"
+EXPLORER = "logit-gap"
+STROKES = ["path.smoothed", "path.hard", "line.floor", ".axis", ".optimum-line", "rect.optimum", ".hatch-line"]
+FILLS = ["rect.target", ".optimum-dot"]
 CLASSES = (2, 3, 10, 100, 1000, 32000)
 ALPHAS = (0.0, 1e-12, 1e-3, 0.05, 0.1, 0.5, 0.9, 1.0)
 TEMPERATURES = (0.25, 1.0, 2.0, 4.0, 16.0)
 SLIDERS = ("alpha", "classes", "temperature")
-
-
-def theme_styles():
-    """Style sheets of the book's theme, as installed."""
-    for package, name in (
-        ("pydata_sphinx_theme", "pydata-sphinx-theme.css"),
-        ("sphinx_book_theme", "sphinx-book-theme.css"),
-    ):
-        folder = Path(find_spec(package).origin).parent
-        yield folder / "theme" / package / "static" / "styles" / name
-
-
-def page_html(dark=False, themed=True):
-    """A page as the book's: theme, explorer, and a still picture in its place for readers without scripts."""
-    styles = [*(theme_styles() if themed else ()), EXPLORERS / "explorer.css"]
-    links = "".join(f'<link rel="stylesheet" href="{style.as_uri()}">' for style in styles)
-    return f"""<!doctype html><html lang="en" data-theme="{"dark" if dark else "light"}"><head>
-    <meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Test</title>{links}
-    <script defer src="{(EXPLORERS / "logit-gap.js").as_uri()}"></script></head>
-    <body><article class="bd-article"><div class="explorer" id="explorer-logit-gap"><p id="still">still</p></div>
-    </article></body></html>"""
-
-
-@pytest.fixture
-def open_explorer(browser, tmp_path):
-    """A function that opens the test page; whatever it then complains of or asks the network for fails the test."""
-    pages, problems = [], []
-
-    def open_page(width=1000, html=None, **options):
-        path = tmp_path / f"page{len(pages)}.html"
-        path.write_text(html or page_html(**options), encoding="utf-8")
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda message: problems.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
-        page.on("request", lambda request: record_request(request.url))
-        page.goto(path.as_uri())
-        pages.append(page)
-        return page
-
-    def record_request(url):
-        if not url.startswith("file:"):
-            problems.append(f"network: {url}")
-
-    open_page.problems = problems
-    yield open_page
-    for page in pages:
-        page.close()
-    assert problems == []
 
 
 @pytest.fixture
@@ -395,31 +347,6 @@ def test_noise_is_heard(open_explorer):
     assert all(sign in heard for sign in ("console: a", "network: http://127.0.0.1:9/b", "error: c"))
 
 
-LAYOUT = """() => {
-    const root = document.documentElement;
-    const findings = root.scrollWidth > root.clientWidth ? [`page ${root.scrollWidth} > ${root.clientWidth}`] : [];
-    for (const image of document.querySelectorAll(".explorer svg")) {
-        const frame = image.getBoundingClientRect();
-        const texts = [...image.querySelectorAll("text")].map((t) => [t.textContent, t.getBoundingClientRect(), t]);
-        for (const [words, box, node] of texts) {
-            const size = parseFloat(getComputedStyle(node).fontSize) * image.getScreenCTM().a;
-            if (size < 12) findings.push(`small: ${words} ${size}`);
-            const across = box.left < frame.left || box.right > frame.right + 1;
-            if (across || box.top < frame.top || box.bottom > frame.bottom) findings.push(`outside: ${words}`);
-        }
-        texts.forEach(([words, a], i) => texts.slice(i + 1).forEach(([others, b]) => {
-            const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-            const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-            if (across > 0 && down > 4) findings.push(`overlap: ${words} | ${others}`);
-        }));
-    }
-    for (const part of document.querySelectorAll(".explorer, .explorer *:not(svg *)"))
-        if (part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).display !== "inline")
-            findings.push(`wide: ${part.className} ${part.textContent.slice(0, 40)}`);
-    return findings;
-}"""
-
-
 @pytest.mark.parametrize("width", [360, 420, 700, 1000])
 def test_fits_and_can_be_read(open_explorer, width):
     page = open_explorer(width=width)
@@ -434,43 +361,10 @@ def test_redraws_when_the_page_narrows(page):
     assert page.evaluate(LAYOUT) == []
 
 
-COLOURS = """() => {
-    const ground = (node) => {
-        const colour = getComputedStyle(node).backgroundColor;
-        return /, 0\\)$/.test(colour) ? ground(node.parentElement) : colour;
-    };
-    const own = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    const shown = (node) => own(node) && !node.closest("desc,title");
-    const texts = [...document.querySelectorAll(".explorer *")].filter(shown);
-    const strokes = ["path.smoothed", "path.hard", "line.floor", ".axis", ".optimum-line", "rect.optimum",
-        ".hatch-line"];
-    return {
-        texts: texts.map((node) => [node.textContent, getComputedStyle(node)[node.closest("svg") ? "fill" : "color"],
-            ground(node)]),
-        shapes: [...strokes.map((name) => [name, getComputedStyle(document.querySelector(`.explorer ${name}`)).stroke]),
-            ...["rect.target", ".optimum-dot"].map((name) =>
-                [name, getComputedStyle(document.querySelector(`.explorer ${name}`)).fill])]
-            .map(([name, colour]) => [name, colour, ground(document.querySelector(".explorer"))]),
-    };
-}"""
-
-
-def luminance(colour):
-    """Relative luminance (WCAG 2) of an opaque rgb(…) colour."""
-    channels = np.array(re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour).groups(), dtype=float) / 255
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return linear @ [0.2126, 0.7152, 0.0722]
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 @pytest.mark.parametrize("themed", [True, False], ids=["theme", "fall-backs"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_contrast(open_explorer, dark, themed):
-    found = open_explorer(dark=dark, themed=themed).evaluate(COLOURS)
+    found = open_explorer(dark=dark, themed=themed).evaluate(COLOURS, [STROKES, FILLS])
     assert len(found["texts"]) > 40
     assert (luminance(found["texts"][0][2]) < 0.1) == dark
     for words, colour, ground in found["texts"]:

@@ -1,6 +1,7 @@
 """The built pages: nothing from elsewhere, no broken link, nothing unrendered. Run after `make book`."""
 
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,6 +10,9 @@ import pytest
 from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "_ext"))
+import book_extension  # noqa: E402
+
 HTML = ROOT / "_build" / "html"
 pytestmark = pytest.mark.html
 
@@ -168,9 +172,10 @@ def test_colab_buttons_open_notebooks():
 def test_explorers_are_loaded_where_they_stand_and_nowhere_else():
     for path, html in pages().items():
         page = BeautifulSoup(html, "html.parser")
-        placed = {e["id"].removeprefix("explorer-") for e in page.select("div.explorer")}
-        loaded = {Path(urlsplit(e["src"]).path).stem for e in page.select('script[src*="/explorers/"]')}
-        assert placed == loaded, name(path)
+        placed = sorted({e["id"].removeprefix("explorer-") for e in page.select("div.explorer")})
+        loaded = [Path(urlsplit(e["src"]).path).name for e in page.select('script[src*="/explorers/"]')]
+        # Each with its data before it: in this order they run.
+        assert [script for n in placed for script in book_extension.explorer_scripts(n)] == loaded, name(path)
         assert bool(page.select('link[href*="explorers/explorer.css"]')) == bool(placed), name(path)
         assert len(page.select("noscript a.reference")) >= len(placed), name(path)
 
