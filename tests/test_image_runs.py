@@ -121,6 +121,32 @@ def test_features_are_kept_of_few_examples_where_they_are_wide():
         assert shown[:count].tolist() == [classes[0] + 10 * i for i in range(count)]  # the first of them
 
 
+@pytest.mark.parametrize("name", ["fully_connected", "resnet20"])
+def test_arrays_of_a_network_that_knows_some_classes(name):
+    """Features of the classes that it does not know, in place of the shown ones."""
+    spec, width = NETWORKS[name]
+    spec = replace(spec, classes=(7, 0, 3))
+    run, whole = experiments.train(spec, "cpu"), datasets.load("digit_images")
+    probed = {key: array for key, array in run.arrays.items() if key.startswith("probe")}
+    rows = {split: len(probed[f"probe_{split}_labels"]) for split in ("train", "test")}
+    known = sum((whole.test.labels == label).sum().item() for label in spec.classes)
+    expected = {"head_weight": ((3, width), "float32"), "head_bias": ((3,), "float32")}
+    for split, count in (("train", 48), ("test", known)):
+        expected |= {
+            f"{split}_logits": ((count, 3), "float16"),
+            f"{split}_labels": ((count,), "uint8"),
+            f"probe_{split}_features": ((rows[split], width), "float16"),
+            f"probe_{split}_labels": ((rows[split],), "uint8"),
+        }
+    assert {key: (array.shape, array.dtype.name) for key, array in run.arrays.items()} == expected
+    assert set(run.arrays["train_labels"].tolist()) == {0, 1, 2}
+    model, _ = experiments.fit_spec(spec, experiments.data_of(spec))
+    split = experiments.probe_data(spec).test
+    features = training.predict(model, split.inputs).features.half()
+    np.testing.assert_array_equal(probed["probe_test_features"], features)
+    np.testing.assert_array_equal(probed["probe_test_labels"], split.labels)
+
+
 def test_few_training_logits_are_kept(monkeypatch):
     monkeypatch.setattr(experiments, "KEPT_TRAIN_EXAMPLES", 10)
     arrays = experiments.train(replace(TINY, epochs=0, record_epochs=()), "cpu").arrays
@@ -198,6 +224,49 @@ def test_the_seed_draws_the_examples(numbered, held_out):
     assert numbers(first.test.inputs) == numbers(other.test.inputs)  # all seeds are judged by the same images
     assert len(set(numbers(first.train.inputs))) == 100
     assert [n % 10 for n in numbers(first.train.inputs)] == first.train.labels.tolist()  # labels go with their images
+
+
+@pytest.mark.parametrize(("held_out", "pool", "judged"), [("test", 10_500, (20_000, 20_050)), ("validation", 500, 0)])
+def test_some_classes_of_a_split(numbered, held_out, pool, judged):
+    """The classes are picked within each split, and only then the training examples are drawn."""
+    spec = replace(TINY, dataset="cifar10", held_out=held_out, classes=(5, 2), train_examples=pool // 5)
+    data = experiments.data_of(spec)
+    assert (data.num_classes, data.class_names) == (2, ("5", "2"))
+    assert sorted(numbers(data.train.inputs)) == [n for n in range(pool) if n % 10 in (5, 2)]
+    assert numbers(data.test.inputs) == [n for n in range(*(judged or (500, 10_500))) if n % 10 in (5, 2)]
+    for split in (data.train, data.test):
+        assert [(5, 2)[label] for label in split.labels.tolist()] == [n % 10 for n in numbers(split.inputs)]
+    fewer = experiments.data_of(replace(spec, train_examples=7))
+    assert numbers(fewer.train.inputs) == numbers(data.train.inputs)[:7]
+    message = f"train_examples must be at most {pool // 5} on cifar10 of 2 classes with {held_out} held out, got "
+    with pytest.raises(ValueError, match=message):
+        experiments.data_of(replace(spec, train_examples=pool // 5 + 1))
+
+
+def test_probes_are_the_first_images_of_the_classes_left_out(numbered):
+    """30 a class and split where there are as many, with the labels of the whole set, whatever is trained on."""
+    spec = replace(TINY, dataset="cifar10", classes=(5, 2, 8), train_examples=100)
+    probed, left_out = experiments.probe_data(spec), (0, 1, 3, 4, 6, 7, 9)
+    assert experiments.PROBE_EXAMPLES == 30
+    assert probed.num_classes == 10
+    assert numbers(probed.train.inputs) == [label + 10 * i for label in left_out for i in range(30)]
+    assert numbers(probed.test.inputs) == [20_000 + label + 10 * i for label in left_out for i in range(5)]
+    for split in (probed.train, probed.test):
+        assert split.labels.tolist() == [n % 10 for n in numbers(split.inputs)]
+    other = experiments.probe_data(replace(spec, classes=(8, 5, 2), seed=3, train_examples=50))
+    assert numbers(other.train.inputs) == numbers(probed.train.inputs)
+    for classes in ((), tuple(range(10))):
+        with pytest.raises(ValueError, match="spec.classes must leave out some of the 10 classes"):
+            experiments.probe_data(replace(spec, classes=classes))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [((1, 10), "classes must be less than 10 on cifar10, got 10"), (range(10), "must leave out")],
+)
+def test_classes_that_are_not_to_be_had(numbered, classes, message):
+    with pytest.raises(ValueError, match=message):
+        experiments.data_of(replace(TINY, dataset="cifar10", classes=classes))
 
 
 def seen_by(spec, monkeypatch):

@@ -26,8 +26,18 @@ def seeds(preset, **wanted):
     return dict(found)
 
 
+def known_classes(spec):
+    """How many classes the spec's network knows."""
+    return len(spec.classes) or CLASSES[spec.dataset]
+
+
 def model_of(spec):
-    return models.network(spec.network, IMAGE_SHAPES[spec.dataset], CLASSES[spec.dataset], spec.hidden, spec.dropout)()
+    return models.network(spec.network, IMAGE_SHAPES[spec.dataset], known_classes(spec), spec.hidden, spec.dropout)()
+
+
+def settings(spec):
+    """All of a spec but α, seed and the experiment's name: two experiments of one setting may be compared."""
+    return replace(spec, experiment="any", alpha=0.0, seed=0)
 
 
 # --- every spec
@@ -54,14 +64,17 @@ def test_every_spec_can_be_trained():
     """Enough examples for it, at least one batch of them, a network that takes these images, metrics at the end."""
     for spec in ALL:
         held_out = 10_000 if spec.held_out == "validation" else 0
-        assert spec.batch_size <= spec.train_examples <= TRAINING_EXAMPLES[spec.dataset] - held_out, spec.name
+        share = known_classes(spec) / CLASSES[spec.dataset]  # the sets with networks of some classes are balanced
+        most = (TRAINING_EXAMPLES[spec.dataset] - held_out) * share
+        assert spec.batch_size <= spec.train_examples <= most, spec.name
+        assert not spec.classes or max(spec.classes) < CLASSES[spec.dataset], spec.name
         assert spec.record_epochs[0] == 0, spec.name
         assert spec.record_epochs[-1] == spec.epochs, spec.name
         assert list(spec.record_epochs) == sorted(set(spec.record_epochs)), spec.name
         assert spec.dataset in experiments.SHOWN_CLASSES
         training.check_milestones(spec.schedule, spec.milestones)
-    for spec in {(s.network, s.dataset, s.hidden): s for s in ALL}.values():
-        assert model_of(spec).head.out_features == CLASSES[spec.dataset]
+    for spec in {(s.network, s.dataset, s.hidden, s.classes): s for s in ALL}.values():
+        assert model_of(spec).head.out_features == known_classes(spec)
 
 
 def test_decay_only_names_parameters_of_the_network():
@@ -82,10 +95,21 @@ def test_experiments_differ_from_each_other_in_alpha_and_seed_alone():
 
 
 def test_every_smoothed_run_has_its_hard_twin():
-    by_settings = defaultdict(set)
+    """Of the same settings and seed; in its own experiment, except for that over the range of α."""
+    by_settings, by_experiment = defaultdict(set), defaultdict(set)
     for spec in ALL:
-        by_settings[replace(spec, alpha=0.0)].add(spec.alpha)
+        by_settings[settings(spec), spec.seed].add(spec.alpha)
+        by_experiment[replace(spec, alpha=0.0)].add(spec.alpha)
     assert all(0.0 in alphas for alphas in by_settings.values())
+    alone = {spec.experiment for spec, alphas in by_experiment.items() if 0.0 not in alphas}
+    assert alone == {"cifar10-alexnet-alphas"}
+
+
+def test_no_run_is_trained_twice_under_two_names():
+    by_settings = defaultdict(list)
+    for spec in ALL:
+        by_settings[settings(spec), spec.seed, spec.alpha].append(spec.name)
+    assert [names for names in by_settings.values() if len(names) > 1] == []
 
 
 # --- smoke and laptop
@@ -105,15 +129,36 @@ def test_laptop_has_the_pairs_that_the_issue_asks_for():
     expected = [
         ({"dataset": "mnist", "dropout": 0.0}, {0.0, 0.1}, 5),
         ({"dataset": "mnist", "dropout": 0.5}, {0.0}, 5),
-        ({"dataset": "cifar10", "network": "alexnet", "flip": False}, {0.0, 0.1}, 5),
+        ({"experiment": "cifar10-alexnet"}, {0.0, 0.1}, 5),
         ({"dataset": "cifar10", "network": "resnet20"}, {0.0, 0.1}, 3),
-        ({"dataset": "cifar100", "network": "resnet20"}, {0.0, 0.05, 0.1}, 3),
+        ({"dataset": "cifar100", "network": "resnet20", "classes": ()}, {0.0, 0.05, 0.1}, 3),
+        ({"experiment": "cifar100-half-resnet20"}, {0.0, 0.1}, 3),
     ]
     for wanted, alphas, least in expected:
         found = seeds("laptop", **wanted)
         assert set(found) >= alphas, wanted
         assert len(set(map(frozenset, found.values()))) == 1, wanted
         assert all(len(group) >= least for group in found.values()), wanted
+
+
+def test_laptop_has_a_range_of_alphas():
+    """Two experiments of one network together: at least five strengths, each with the same first two seeds."""
+    found = seeds("laptop", dataset="cifar10", network="alexnet", flip=False)
+    assert set(found) == {0.0, 0.05, 0.1, 0.2, 0.5}
+    assert all(group >= {0, 1} for group in found.values())
+    assert len({settings(s) for s in presets.specs("laptop") if s.experiment.startswith("cifar10-alexnet-al")}) == 1
+    alphas, pair = (presets.experiment(name, "laptop")[0] for name in ("cifar10-alexnet-alphas", "cifar10-alexnet"))
+    assert settings(alphas) == settings(pair)
+
+
+def test_laptop_has_networks_that_know_half_of_the_classes():
+    """Every other class of CIFAR-100, so that 50 are left for a probe; otherwise as the networks that know all."""
+    half = [spec for spec in presets.specs("laptop") if spec.classes]
+    assert {spec.experiment for spec in half} == {"cifar100-half-resnet20"}
+    assert {spec.classes for spec in half} == {tuple(range(0, 100, 2))}
+    (whole,) = presets.experiment("cifar100-resnet20", "laptop", seed=0, alpha=0.0)
+    kept = {"classes": (), "epochs": whole.epochs, "record_epochs": whole.record_epochs}
+    assert {settings(replace(spec, **kept)) for spec in half} == {settings(whole)}
 
 
 def test_laptop_has_a_well_regularised_counter_example():
@@ -289,5 +334,7 @@ def test_datasets_have_the_sizes_that_these_tests_take_for_granted():
 
 
 def test_every_experiment_with_two_sides_has_a_title():
-    both = {spec.experiment for spec in presets.specs("laptop") if spec.alpha == 0.1}
-    assert set(presets.TITLES) == both
+    """Of those on all classes: chapters tabulate these together, and the networks that know half of them elsewhere."""
+    whole = [spec for spec in presets.specs("laptop") if not spec.classes]
+    hard, smoothed = ({spec.experiment for spec in whole if spec.alpha == alpha} for alpha in (0.0, 0.1))
+    assert set(presets.TITLES) == hard & smoothed

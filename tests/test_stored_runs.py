@@ -1,12 +1,19 @@
 """The runs that the book keeps in data/runs: complete, whole, small, and in the regime that they stand for."""
 
+from collections import defaultdict
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from lsbook import experiments, files, presets, runs, sweeps
 
 SPECS = {spec.name: spec for spec in presets.specs("laptop")}
-LARGEST_FOLDER = 45e6  # bytes: a checkout is to stay small
+CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100}
+# Bytes: a checkout is to stay small. 46 runs of the first chapters take 38 MB, six networks on half of CIFAR-100 and
+# six over the range of α 9 MB more.
+LARGEST_FOLDER = 50e6
 
 
 def test_every_run_of_the_preset_is_there():
@@ -29,17 +36,45 @@ def test_nothing_else_is_there_and_it_is_small():
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_a_stored_run_is_whole_and_says_what_made_it(spec):
     run = runs.load(spec.as_dict(), runs.folder())  # compares digests
-    arrays, classes = run.arrays, 100 if spec.dataset == "cifar100" else 10
-    assert arrays["test_logits"].shape == (10_000, classes)
+    arrays, known = run.arrays, len(spec.classes) or CLASSES[spec.dataset]
+    # Test sets have 10,000 images; the set of which some classes are left out has equally many of each.
+    assert arrays["test_logits"].shape == (10_000 * known // CLASSES[spec.dataset], known)
     assert arrays["test_logits"].dtype == np.float16
     assert np.isfinite(arrays["test_logits"]).all()
+    assert arrays["head_weight"].shape[0] == known
+    for split in ("train", "test"):
+        assert set(arrays[f"{split}_labels"].tolist()) == set(range(known))
     assert [row["epoch"] for row in run.history] == list(spec.record_epochs)
     assert run.history[-1]["test_accuracy"] == experiments.split_metrics(*run.logits_and_labels())["accuracy"]
     assert {"code", "torch", "numpy", "device", "threads", "wall_seconds", "precision"} <= set(run.provenance)
-    # The stored features are those that the stored templates turn into logits of the right classes.
-    shown = arrays["shown_train_features"].astype(float) @ arrays["head_weight"].T + arrays["head_bias"]
+    prefix = "probe" if spec.classes else "shown"
+    assert {name.split("_")[0] for name in arrays} == {"head", "train", "test", prefix}
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if not s.classes], ids=lambda spec: spec.name)
+def test_stored_features_are_those_that_the_templates_turn_into_the_right_logits(spec):
+    run = runs.load(spec.as_dict(), runs.folder())
+    features, arrays = run.arrays["shown_train_features"].astype(float), run.arrays
     if run.history[-1]["train_accuracy"] > 0.99:
-        assert (shown.argmax(1) == arrays["shown_train_labels"]).mean() > 0.97
+        logits = features @ arrays["head_weight"].T + arrays["head_bias"]
+        assert (logits.argmax(1) == arrays["shown_train_labels"]).mean() > 0.97
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.classes], ids=lambda spec: spec.name)
+def test_features_for_probes_are_those_of_the_classes_left_out(spec):
+    """30 of each class and split, in the order of the classes, and of more use than chance to tell them apart."""
+    arrays = runs.load(spec.as_dict(), runs.folder()).arrays
+    left_out = [label for label in range(CLASSES[spec.dataset]) if label not in spec.classes]
+    width = arrays["head_weight"].shape[1]
+    for split in ("train", "test"):
+        features, labels = arrays[f"probe_{split}_features"], arrays[f"probe_{split}_labels"]
+        assert labels.tolist() == [label for label in left_out for _ in range(30)]
+        assert (features.shape, features.dtype) == ((30 * len(left_out), width), np.float16)
+        assert np.isfinite(features).all()
+    means = arrays["probe_train_features"].astype(float).reshape(len(left_out), 30, width).mean(axis=1)
+    nearest = cdist(arrays["probe_test_features"].astype(float), means).argmin(axis=1)
+    accuracy = (np.array(left_out)[nearest] == arrays["probe_test_labels"]).mean()
+    assert accuracy > 3 / len(left_out)
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.alpha == 0], ids=lambda spec: spec.name)
@@ -55,12 +90,25 @@ def test_hard_targets_are_in_the_regime_of_their_preset(spec):
         assert spec.dropout or excess > 0
 
 
+def drawn(spec):
+    """The labels of the first training images, in the order in which the seed drew them (nothing is trained here)."""
+    return runs.load(spec.as_dict(), runs.folder()).arrays["train_labels"].tobytes()
+
+
 @pytest.mark.parametrize("name", dict.fromkeys(spec.experiment for spec in SPECS.values()))
 def test_hard_and_smoothed_networks_come_in_pairs(name):
-    """The same seeds for every α, and with the same seed the same training images."""
-    labels = {}
-    for spec in presets.experiment(name, "laptop"):  # `load_runs` would train what is missing
-        drawn = runs.load(spec.as_dict(), runs.folder()).arrays["train_labels"].tobytes()
-        labels.setdefault(spec.alpha, []).append(drawn)
-    assert all(others == labels[0.0] for others in labels.values())
-    assert len(set(labels[0.0])) == len(labels[0.0]) >= 3
+    """The same seeds for every α, and with the same seed the training images of the hard network of these settings.
+
+    That stands in the same experiment, or, for the range of α, in another one, which has more seeds.
+    """
+    labels = defaultdict(dict)
+    for spec in presets.experiment(name, "laptop"):
+        labels[spec.alpha][spec.seed] = drawn(spec)
+    settings = replace(spec, experiment="any", alpha=0.0)
+    twins = [s for s in SPECS.values() if replace(s, experiment="any", seed=spec.seed) == settings]
+    hard = {twin.seed: drawn(twin) for twin in twins}
+    assert len({frozenset(by_seed) for by_seed in labels.values()}) == 1
+    for by_seed in labels.values():
+        assert by_seed == {seed: hard[seed] for seed in by_seed}
+    assert len(set(hard.values())) == len(hard) >= 3
+    assert 0.0 in labels or len(by_seed) >= 2
