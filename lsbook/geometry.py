@@ -260,16 +260,6 @@ def in_span(logits, weight, bias=None):
     return InSpan(scores @ left[:, kept] / sizes[kept], weight @ axes[kept].T)
 
 
-def span_features(logits, weight, bias=None):
-    """The part of the features that `in_span` finds, in the coordinates of the features: array (N, D).
-
-    W̃⁺ (z − b), W̃ the templates less their mean. Shapes and errors as there.
-    """
-    inside = in_span(logits, weight, bias)
-    _, _, axes = np.linalg.svd(_centred(_matrix(weight, "weight")), full_matrices=False)
-    return inside.features @ axes[: inside.features.shape[1]]
-
-
 def share_along(features, direction):
     """Share of the variance of features (N, D) that lies along a direction (D,): a float in [0, 1].
 

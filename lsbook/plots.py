@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from tabulate import tabulate
 
 from . import theory
@@ -320,15 +321,15 @@ def draw_classes(ax, points, labels, classes, size=14):
 def draw_projection(ax, points, labels, plane, size=14):
     """Examples projected on a `geometry.Plane`, as `draw_classes` draws them, in the order of the plane's classes.
 
-     points (N, 2), labels (N,). Crosses are the templates, and the thin lines run from their centroid through them.
+    points (N, 2), labels (N,). Crosses are the templates, and the thin lines run from their centroid through them.
     `set_extent` gives one or more panels one scale.
     """
     draw_classes(ax, points, labels, plane.classes, size)
     ax.set_adjustable("box")
     ax.scatter(*plane.corners.T, color=INK, marker="x", s=26, linewidths=1.6, zorder=3)
     for corner in 1e6 * plane.corners / np.linalg.norm(plane.corners, axis=1, keepdims=True):
-        line = {"color": INK, "linewidth": 0.6, "zorder": 1, "scalex": False, "scaley": False}
-        ax.plot([0, corner[0]], [0, corner[1]], **line)
+        # An artist, not a plotted line: the limits of a panel take no notice of it.
+        ax.add_artist(Line2D([0, corner[0]], [0, corner[1]], color=INK, linewidth=0.6, zorder=1))
     return ax
 
 
@@ -368,7 +369,7 @@ def round_length(value):
     [0.05, 2.0, 10.0]
     """
     power = 10.0 ** np.floor(np.log10(value))
-    return float(power * max(digit for digit in (1, 2, 5) if digit * power <= value))
+    return float(power * max(digit for digit in (0.5, 1, 2, 5) if digit * power <= value))
 
 
 def draw_ruler(ax, length=None):

@@ -1,6 +1,7 @@
 """Training and prediction. The model, the data and the loss come in as arguments."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -532,7 +533,7 @@ def minimise(loss, tensors, steps=300):
     """Move leaf tensors in place to a minimum of loss() by L-BFGS with a line search; returns the loss there.
 
     L-BFGS estimates the curvature from past gradients: far fewer steps than plain descent, on the whole batch only.
-    Raises FloatingPointError if the end is not finite.
+    Raises FloatingPointError where the loss is not finite: torch would run on into an error that names no cause.
     """
     options = {"history_size": 20, "line_search_fn": "strong_wolfe", "tolerance_grad": 1e-12, "tolerance_change": 1e-15}
     optimizer = torch.optim.LBFGS(tensors, max_iter=steps, **options)
@@ -540,11 +541,10 @@ def minimise(loss, tensors, steps=300):
     def closure():
         optimizer.zero_grad()
         value = loss()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"L-BFGS came to a loss of {value}")
         value.backward()
         return value
 
     optimizer.step(closure)
-    end = loss().item()
-    if end - end != 0:  # NaN or infinity
-        raise FloatingPointError(f"L-BFGS diverged: the loss is {end}")
-    return end
+    return loss().item()

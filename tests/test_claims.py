@@ -77,6 +77,16 @@ def test_unpaired_values():
         paired_difference([1, 2], [1, 2, 3])
 
 
+def test_an_interval_of_ratios_is_that_of_logarithms():
+    """Every ratio's pair swapped gives the reciprocal, ends exchanged."""
+    smooth, hard = np.array([2.0, 3.0, 5.0]), np.array([4.0, 4.0, 4.0])
+    ratio = claims.exponential(claims.paired_difference(np.log(smooth), np.log(hard)))
+    inverse = claims.exponential(claims.paired_difference(np.log(hard), np.log(smooth)))
+    assert ratio.mean == pytest.approx((30 / 64) ** (1 / 3))  # the geometric mean
+    assert ratio.n == 3
+    assert [1 / ratio.mean, 1 / ratio.high, 1 / ratio.low] == pytest.approx([inverse.mean, inverse.low, inverse.high])
+
+
 @pytest.mark.parametrize(
     ("low", "high", "higher", "lower"),
     [

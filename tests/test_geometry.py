@@ -514,26 +514,45 @@ def test_templates_without_a_direction(weight):
 
 @given(layers(st.integers(1, 40), st.integers(3, 40)))
 def test_what_logits_tell_of_features(case):
-    """The same logits up to a constant a row; an orthogonal projection; everything where the templates span the space.
-
-    The projection is that on the templates' differences, found by least squares.
-    """
+    """An orthogonal projection on the templates' differences, found here by least squares, in an orthonormal basis."""
     features, _, weight, bias = case
     logits = features @ weight.T + (0 if bias is None else bias)
-    found, size = geometry.span_features(logits, weight, bias), size_of(features)
-    assert found.shape == features.shape
+    inside, size = geometry.in_span(logits, weight, bias), size_of(features, weight)
     edges = (weight[1:] - weight[0]).T  # (D, K − 1)
-    expected = (edges @ np.linalg.lstsq(edges, features.T, rcond=None)[0]).T
     flatness = np.linalg.svd(edges, compute_uv=False)
     condition = flatness[0] / flatness[-1]
-    near(found, expected, size * condition, 1e-10)
-    if len(weight) > weight.shape[1]:
-        near(found, features, size * condition, 1e-10)
-    again = found @ weight.T + (0 if bias is None else bias)
-    difference = again - logits
+    rank = min(edges.shape)
+    assert inside.features.shape == (len(features), rank)
+    assert inside.weight.shape == (len(weight), rank)
+    seen, templates = ((edges @ np.linalg.lstsq(edges, part.T, rcond=None)[0]).T for part in (features, weight))
+    together = np.concatenate([*inside])  # all inner products, so all lengths, distances and angles
+    expected = np.concatenate([seen, templates])
+    near(together @ together.T, expected @ expected.T, (size * condition) ** 2, 1e-9)
+    again = inside.features @ inside.weight.T + (0 if bias is None else bias)
+    difference = again - logits  # the same logits, up to a constant a row
     near(difference, difference.mean(axis=1, keepdims=True) * np.ones(len(weight)), size_of(logits) * condition)
     # A shift of an example's logits tells nothing.
-    near(geometry.span_features(logits + size_of(logits), weight, bias), found, size * condition, 1e-9)
+    near(geometry.in_span(logits + size_of(logits), weight, bias).features, inside.features, size * condition, 1e-9)
+
+
+@given(layers(st.integers(1, 40), st.integers(3, 40)))
+def test_differences_of_squared_distances_can_be_had_from_logits(case):
+    features, labels, weight, bias = case
+    logits = features @ weight.T + (0 if bias is None else bias)
+    inside, inside_weight = geometry.in_span(logits, weight, bias)
+    found = geometry.squared_distances(inside, inside_weight, bias)
+    expected = geometry.squared_distances(features, weight, bias)
+    flatness = np.linalg.svd(weight[1:] - weight[0], compute_uv=False)
+    size = size_of(expected) * (flatness[0] / flatness[-1]) ** 2
+    near(found - found[:, :1], expected - expected[:, :1], size, 1e-10)
+
+
+def test_templates_in_a_smaller_space_than_their_number_or_the_features_allow():
+    weight = np.outer([1.0, 2.0, 4.0, -3.0], [3.0, 4.0])  # on a line
+    inside = geometry.in_span(np.array([[1.0, 0, 0]]).T @ np.array([[1.0, 2.0, 4.0, -3.0]]), weight)
+    assert inside.features.shape == (3, 1)
+    near(np.abs(inside.weight[:, 0]), [5, 10, 20, 15], 1, 1e-12)
+    near(np.abs(inside.features[:, 0]), [0.2, 0, 0], 1, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -544,11 +563,12 @@ def test_what_logits_tell_of_features(case):
         ([[0, 0, 0, math.nan]], SQUARE, None, "logits must be finite, got NaN or infinity"),
         (np.zeros((2, 4)), SQUARE, np.zeros(3), "bias must have shape (K,) for weight (K, D), got (3,) for (4, 2)"),
         (np.zeros((2, 4)), [], None, "weight must be a matrix with at least one row, got shape (0,)"),
+        (np.zeros((2, 4)), np.full((4, 3), 0.1), None, "weight must hold different templates, got equal ones"),
     ],
 )
 def test_logits_that_do_not_fit_the_templates(logits, weight, bias, message):
     with pytest.raises(ValueError) as caught:
-        geometry.span_features(logits, weight, bias)
+        geometry.in_span(logits, weight, bias)
     assert str(caught.value) == message
 
 

@@ -11,8 +11,11 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import strategies  # noqa: F401 (the profile, one thread)
 import torch
-from matplotlib.collections import LineCollection, PathCollection
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
 from lsbook import geometry, plots, theory
@@ -46,6 +49,9 @@ DRAWINGS = {
     "draw_classes": lambda ax: plots.draw_classes(ax, POINTS, [0, 1, 2, 5, 0], (2, 0, 1)),
     "draw_ruler": lambda ax: plots.draw_ruler(ax, 0.25),
     "draw_ruler, of its own length": lambda ax: plots.draw_ruler(ax),
+    "draw_ratios": lambda ax: plots.draw_ratios(ax, ["a", "b"], INTERVALS, shift=0.15),
+    "alpha_axis": lambda ax: plots.alpha_axis(ax, (0, 0.1, 0.5)),
+    "name_classes": lambda ax: plots.name_classes(ax, ["a", "b", "c"]),
     "draw_histogram": lambda ax: plots.draw_histogram(ax, [0.0, 0.1, 0.9, 5.0], np.linspace(0, 1, 5), plots.BLUE, "h"),
 }
 
@@ -319,11 +325,13 @@ def test_a_projection_has_a_marker_for_each_example_of_its_classes(ax, kind):
     assert np.asarray(templates.get_offsets()).tolist() == PLANE.corners.tolist()
     assert len({tuple(drawn.get_facecolor()[0]) for drawn in classes}) == 3
     assert len({drawn.get_paths()[0].vertices.tobytes() for drawn in classes}) == 3
-    (lines,) = (part for part in ax.collections if isinstance(part, LineCollection))
-    for (start, end), corner in zip(lines.get_segments(), PLANE.corners, strict=True):
+    assert len(ax.lines) == 3
+    for line, corner in zip(ax.lines, PLANE.corners, strict=True):
+        start, end = line.get_xydata()
         assert start.tolist() == [0, 0]  # from the centroid through the template, far beyond
         assert end @ corner == pytest.approx(np.linalg.norm(end) * np.linalg.norm(corner))
         assert np.linalg.norm(end) > 100 * np.linalg.norm(corner)
+    assert max(ax.get_xlim()) < 100  # the lines do not stretch the panel
     assert ax.get_aspect() == 1
     assert not ax.get_xticks().size
     assert not ax.get_yticks().size
@@ -368,3 +376,47 @@ def test_a_ruler_is_as_long_as_it_says(ax, length):
     assert words.get_text() == f"{length:g}"
     assert words.xy == pytest.approx((right, low))
     assert (ax.get_xlim(), ax.get_ylim()) == ((-30, 70), (-10, 90))
+
+
+def test_a_ruler_of_its_own_length_is_round_and_short(ax):
+    for side, expected in ((100, 20), (1000, 200), (7, 1), (0.3, 0.05)):
+        ax.set(xlim=(0, side), ylim=(0, side))
+        plots.draw_ruler(ax)
+        assert float(ax.texts[-1].get_text()) == pytest.approx(expected)
+
+
+@given(st.floats(1e-300, 1e300))
+def test_round_lengths(value):
+    found = plots.round_length(value)
+    assert f"{found:.6e}"[0] in "125"
+    assert float(f"{found:.6e}") == pytest.approx(float(f"{found:.0e}"))
+    assert found <= value * (1 + 1e-12) < 2.5 * found * (1 + 1e-9)
+
+
+def test_ratios_stand_one_below_the_other_on_a_log_axis(ax):
+    plots.draw_ratios(ax, ["a", "b"], INTERVALS)
+    plots.draw_ratios(ax, ["a", "b"], INTERVALS, plots.RED, "s", 0.25)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_xscale() == "log"
+    marks = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in ("o", "s")]
+    assert sorted(sum(marks, [])) == sorted([[0.5, 0], [0.2, 1], [0.5, 0.25], [0.2, 1.25]])
+    low, high = ax.get_ylim()
+    assert low > high  # the first name on top
+
+
+def test_an_axis_for_smoothing_has_a_place_for_zero(ax):
+    ax.plot([0, 0.01, 0.04, 0.25, 1], range(5))
+    plots.alpha_axis(ax, (0, 0.25, 1))
+    places = ax.transData.transform([(a, 0) for a in (0, 0.01, 0.25, 1)])[:, 0]
+    share = (places - places[0]) / (places[-1] - places[0])
+    np.testing.assert_allclose(share, [0, 0.1, 0.5, 1], atol=1e-9)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "0.25", "1"]
+    assert ax.get_xlabel() == "α"
+
+
+def test_names_of_classes_have_the_colors_of_their_points(ax):
+    plots.draw_projection(ax, POINTS, [0, 1, 2, 5, 0], PLANE)
+    plots.name_classes(ax, ["two", "zero", "one"])
+    assert [words.get_text() for words in ax.texts] == ["two", "zero", "one"]
+    for words, drawn in zip(ax.texts, scattered(ax), strict=False):
+        assert to_rgb(words.get_color()) == tuple(drawn.get_facecolor()[0][:3])

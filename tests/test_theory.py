@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from strategies import BELOW_ONE, SMALLEST, alphas, class_counts, small_class_counts
 
-from lsbook import theory
+from lsbook import theory, training
 from lsbook.targets import smooth_labels, smoothed_cross_entropy
 
 mp = mpmath.mp.clone()
@@ -213,18 +213,9 @@ def test_newton_descent_finds_the_gap(alpha, num_classes):
 
 
 def minimise(function, start):
-    """Point where LBFGS ends, from `start`, to the rounding of float64."""
+    """Point where L-BFGS ends, from `start`, to the rounding of float64."""
     point = start.clone().requires_grad_()
-    options = {"max_iter": 500, "tolerance_grad": 1e-13, "tolerance_change": 0, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([point], **options)
-
-    def closure():
-        optimizer.zero_grad()
-        value = function(point)
-        value.backward()
-        return value
-
-    optimizer.step(closure)
+    training.minimise(lambda: function(point), [point], steps=500)
     return point.detach()
 
 

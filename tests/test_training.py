@@ -1092,6 +1092,40 @@ def test_descent_that_diverges_says_so():
         training.descend(lambda x: x**3, torch.tensor([2.0]), learning_rate=10, steps=20)
 
 
+def test_minimise_moves_all_tensors_to_the_minimum_of_a_parabola():
+    x, y = (torch.tensor(start, dtype=torch.float64, requires_grad=True) for start in ([3.0, -2.0], [[10.0]]))
+    end = training.minimise(lambda: ((x - 1) ** 2).sum() + 100 * (y[0, 0] + x[0]) ** 2 + 0.5, [x, y])
+    np.testing.assert_allclose(x.detach(), [1, 1], atol=1e-9)
+    np.testing.assert_allclose(y.detach(), [[-1]], atol=1e-9)
+    assert end == pytest.approx(0.5, abs=1e-15)
+
+
+def test_minimise_needs_far_fewer_steps_than_descent_in_a_narrow_valley():
+    """Rosenbrock's valley, from the place where everyone starts."""
+    point = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+    end = training.minimise(lambda: (1 - point[0]) ** 2 + 100 * (point[1] - point[0] ** 2) ** 2, [point], steps=60)
+    assert end < 1e-16
+    np.testing.assert_allclose(point.detach(), [1, 1], atol=1e-7)
+
+
+def test_minimise_stops_after_its_steps():
+    point = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+    assert training.minimise(lambda: (1 - point[0]) ** 2 + 100 * (point[1] - point[0] ** 2) ** 2, [point], steps=3) > 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_minimise_that_starts_nowhere_says_so(value):
+    point = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(FloatingPointError, match=f"L-BFGS came to a loss of {value}"):
+        training.minimise(lambda: (value * point).sum(), [point])
+
+
+def test_minimise_that_ends_nowhere_says_so():
+    point = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(FloatingPointError, match="L-BFGS came to a loss of (nan|-inf)"):
+        training.minimise(lambda: torch.log(point).sum(), [point])
+
+
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
 def test_descent_on_logits_is_autograds_and_ends_at_the_target(alpha):
     target = targets.smooth_labels([2], 5, alpha, dtype=torch.float64)
