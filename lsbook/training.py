@@ -1,7 +1,6 @@
 """Training and prediction. The model, the data and the loss come in as arguments."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -541,8 +540,8 @@ def minimise(loss, tensors, steps=300):
     def closure():
         optimizer.zero_grad()
         value = loss()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"L-BFGS came to a loss of {value}")
+        if not value.isfinite():
+            raise FloatingPointError(f"L-BFGS came to a loss of {value.item()}")
         value.backward()
         return value
 
