@@ -41,8 +41,8 @@ def _templates(weight, bias):
     return np.column_stack([weight, _matrix(bias[:, None], "bias")])
 
 
-def _examples(features, width, biased=True):
-    """x = (f, 1) where the templates have one number more than the features, f itself where they are as wide."""
+def _examples(features, width, biased):
+    """x = (f, 1) where the templates are biased and the features lack their 1, f itself where they are as wide."""
     features = _matrix(features, "features")
     if features.shape[1] == width:
         return features
@@ -76,13 +76,14 @@ class Plane(NamedTuple):
     """The affine plane through three templates: points origin + u · basis with u (2,).
 
     origin (E,): the templates' centroid; basis (2, E): orthonormal rows; corners (3, 2): the templates in the plane;
-    classes: which three they are. E is D + 1, or D without bias.
+    classes: which three they are. E is D + 1 where the templates are `biased`, or else D.
     """
 
     origin: np.ndarray
     basis: np.ndarray
     corners: np.ndarray
     classes: tuple[int, int, int]
+    biased: bool
 
 
 def template_plane(weight, bias, classes):
@@ -101,13 +102,13 @@ def template_plane(weight, bias, classes):
            [ 0.,  2.]])
     """
     templates = _templates(weight, bias)
-    classes = tuple(check_class_index(label, "classes", len(templates)) for label in classes)
-    if len(classes) != 3 or len(set(classes)) != 3:
+    if np.shape(classes) != (3,) or len(set(np.asarray(classes).tolist())) != 3:
         raise ValueError(f"classes must be three different ones, got {classes}")
+    classes = tuple(check_class_index(label, "classes", len(templates)) for label in classes)
     a, b, c = templates[list(classes)]
     origin = (a + b + c) / 3
     basis = _basis(b - a, c - a, classes)
-    return Plane(origin, basis, (np.stack([a, b, c]) - origin) @ basis.T, classes)
+    return Plane(origin, basis, (np.stack([a, b, c]) - origin) @ basis.T, classes, bias is not None)
 
 
 def _basis(along, towards, classes):
@@ -129,7 +130,7 @@ def project(features, plane):
 
     features (N, D). Where the plane was made with a bias, a 1 is appended to each example.
     """
-    return (_examples(features, plane.basis.shape[1]) - plane.origin) @ plane.basis.T
+    return (_examples(features, plane.basis.shape[1], plane.biased) - plane.origin) @ plane.basis.T
 
 
 def project_logits(logits, plane):

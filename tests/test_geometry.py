@@ -207,6 +207,7 @@ def test_classes_may_be_an_array():
         (SQUARE, None, (0, 1), ValueError, "classes must be three different ones, got (0, 1)"),
         (SQUARE, None, (0, 1, 2, 3), ValueError, "classes must be three different ones, got (0, 1, 2, 3)"),
         (SQUARE, None, (), ValueError, "classes must be three different ones, got ()"),
+        (SQUARE, None, 3, ValueError, "classes must be three different ones, got 3"),
         (SQUARE, None, (0, 1, 4), ValueError, "classes must lie in [0, 3] for num_classes = 4, got 4"),
         (SQUARE, None, (-1, 1, 2), ValueError, "classes must lie in [0, 3] for num_classes = 4, got -1"),
         (SQUARE, None, (0, 1, 2.0), TypeError, "classes must be an int, got 2.0 (float)"),
@@ -242,6 +243,13 @@ def test_features_that_do_not_fit_a_plane(features, message):
     with pytest.raises(ValueError) as caught:
         geometry.project(features, geometry.template_plane(SQUARE, np.zeros(4), (0, 1, 2)))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_features_that_do_not_fit_a_plane_without_bias(columns):
+    plane = geometry.template_plane(SQUARE, None, (0, 1, 2))
+    with pytest.raises(ValueError, match=rf"features must have 2 columns, got \(2, {columns}\)"):
+        geometry.project(np.zeros((2, columns)), plane)
 
 
 @pytest.mark.parametrize(
