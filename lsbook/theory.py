@@ -199,6 +199,20 @@ def penalised_gap(alpha, num_classes, strength):
     return float(brentq(lambda gap: alpha_from_gap(gap, classes) - alpha - strength * gap, 0.0, high + 1, xtol=1e-14))
 
 
+def matching_penalty(alpha, num_classes):
+    """The strength β at which the confidence penalty −ln p_y − β H(p) asks for the optimal gap of smoothing with α.
+
+    With p = p_y of logits that lead by g, its slope in g is (1 − p)(β p g − 1). That is 0 once, at a minimum, so
+    β = 1/(p g*). alpha in (0, 1), num_classes K. Raises ValueError for other values.
+
+    >>> round(matching_penalty(0.1, 10), 4)
+    0.2436
+    """
+    if not 0 < check_number(alpha, "alpha", 0, 1) < 1:
+        raise ValueError(f"alpha must lie strictly between 0 and 1, where the gap is finite and not 0, got {alpha}")
+    return float(1 / (optimal_probs(alpha, num_classes)[0] * optimal_gap(alpha, num_classes)))
+
+
 class UnconstrainedFeatures(NamedTuple):
     """The minimiser of the unconstrained-features model, up to a rotation: a regular simplex, one corner a class."""
 

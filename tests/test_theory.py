@@ -341,6 +341,82 @@ def test_monotone_in_classes_and_temperature(alpha, num_classes):
     assert (np.diff(by_temperature) > 0).all()
 
 
+# --- the confidence penalty at the strength that matches smoothing
+
+
+def penalised_loss(gap, num_classes, strength):
+    """−ln p_y − β H(p) in 50 digits, by its sums: a class that leads K − 1 equal ones by `gap`."""
+    other = 1 / (mp.exp(gap) + num_classes - 1)
+    true = mp.exp(gap) * other
+    entropy = -true * mp.log(true) - (num_classes - 1) * other * mp.log(other)
+    return -mp.log(true) - strength * entropy
+
+
+open_alphas = alphas.filter(lambda alpha: 0 < alpha < 1)
+
+
+@given(open_alphas, class_counts)
+def test_matching_penalty(alpha, num_classes):
+    true = 1 - mp.mpf(alpha) * (num_classes - 1) / num_classes
+    near(theory.matching_penalty(alpha, num_classes), 1 / (true * exact_gap(alpha, num_classes)))
+
+
+# (Below 1e-15 even 50 digits do not tell these losses apart.)
+@given(open_alphas.filter(lambda alpha: alpha > 1e-15), class_counts, st.sampled_from([1e-6, 0.1, 0.9, 1.1, 2.0, 1e3]))
+def test_the_matching_penalty_asks_for_the_gap_of_smoothing(alpha, num_classes, factor):
+    """No other gap is better; nor is a lead of another class, a negative gap."""
+    gap, strength = exact_gap(alpha, num_classes), mp.mpf(theory.matching_penalty(alpha, num_classes))
+    best = penalised_loss(gap, num_classes, strength)
+    assert best < penalised_loss(factor * gap, num_classes, strength)
+    assert best < penalised_loss(-factor * gap, num_classes, strength)
+
+
+@given(open_alphas.filter(lambda alpha: alpha > 1e-6), class_counts, st.floats(-20, 20))
+def test_slope_of_the_penalised_loss(alpha, num_classes, gap):
+    """(1 − p)(β p g − 1), against a numerical derivative; 0 at the optimal gap."""
+    strength = mp.mpf(theory.matching_penalty(alpha, num_classes))
+    for g in (mp.mpf(gap), exact_gap(alpha, num_classes)):
+        true = 1 / (1 + (num_classes - 1) * mp.exp(-g))
+        expected = (1 - true) * (strength * true * g - 1)
+        slope = mp.diff(lambda x: penalised_loss(x, num_classes, strength), g)
+        assert abs(slope - expected) <= 1e-12 * max(abs(expected), 1e-3)
+    assert abs(expected) < 1e-12  # of the last, the optimal gap
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5])
+def test_descent_with_the_matching_penalty_finds_the_gap(alpha, num_classes):
+    """On all K free logits, from a start off the symmetric line."""
+    strength = theory.matching_penalty(alpha, num_classes)
+    logits = (torch.arange(num_classes, dtype=torch.float64) / num_classes).requires_grad_()
+
+    def loss():
+        log_probs = logits.log_softmax(-1)
+        return -log_probs[0] + strength * (log_probs.exp() * log_probs).sum()
+
+    training.minimise(loss, [logits])
+    gaps = (logits[0] - logits[1:]).detach().numpy()
+    np.testing.assert_allclose(gaps, theory.optimal_gap(alpha, num_classes), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "num_classes", "error", "message"),
+    [
+        (0, 10, ValueError, "alpha must lie strictly between 0 and 1, where the gap is finite and not 0, got 0"),
+        (1.0, 10, ValueError, "alpha must lie strictly between 0 and 1, where the gap is finite and not 0, got 1.0"),
+        (-0.1, 10, ValueError, "alpha must lie in [0, 1], got -0.1"),
+        (math.nan, 10, ValueError, "alpha must lie in [0, 1], got nan"),
+        ([0.1], 10, TypeError, "alpha must be one real number, got [0.1] (list)"),
+        (0.1, 1, ValueError, "num_classes must be at least 2, got 1"),
+        (0.1, 2.0, TypeError, "num_classes must be an int, got 2.0 (float)"),
+    ],
+)
+def test_bad_values_of_the_matching_penalty(alpha, num_classes, error, message):
+    with pytest.raises(error) as caught:
+        theory.matching_penalty(alpha, num_classes)
+    assert str(caught.value) == message
+
+
 # --- the unconstrained-features model
 
 decays = st.floats(-12, 3).map(lambda power: 10.0**power)
