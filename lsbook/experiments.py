@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import calibration, datasets, images, models, runs, targets, training
+from . import alternatives, calibration, datasets, images, models, runs, targets, training
 from .checks import as_numpy, check_choice, check_int, check_number, check_positive
 
 PRESETS = ("live", "smoke", "laptop", "paper")
@@ -29,6 +29,8 @@ KEPT_TRAIN_EXAMPLES = 1_000
 SHOWN_EXAMPLES, SHOWN_NUMBERS = 100, 64_000
 # Of a network that knows only some classes, features are kept of so many examples of each other class and split.
 PROBE_EXAMPLES = 30
+# Logits are kept of so many images of another data set.
+OUTSIDE_EXAMPLES = 5_000
 SHOWN_CLASSES = {
     "digit_images": (3, 5, 8),
     "mnist": (3, 5, 8),
@@ -55,6 +57,9 @@ class Spec:
     batch_size: int
     learning_rate: float
     seed: int  # of the examples drawn, the initial weights, the order of examples, augmentation and dropout
+    loss: str = "smoothing"  # one of alternatives.LOSSES; smoothing has alpha for its strength, the others have
+    strength: float = 0.0  # this one
+    outside: str = ""  # a data set whose first test images the network is shown in the end; their logits are kept
     classes: tuple[int, ...] = ()  # the network knows these alone, renumbered 0, 1, …; () is all
     network: str = "fully_connected"  # one of models.NETWORKS
     hidden: tuple[int, ...] = ()  # widths of the hidden layers of a fully connected net
@@ -79,6 +84,11 @@ class Spec:
         for name, value in (_checked_names(self) | _checked_numbers(self)).items():
             object.__setattr__(self, name, value)  # the way past `frozen`
         training.check_milestones(self.schedule, self.milestones)
+        if self.strength and self.loss == "smoothing" or self.alpha and self.loss != "smoothing":
+            raise ValueError(
+                f"alpha is the strength of smoothing and strength that of other losses, got loss {self.loss!r} with "
+                f"alpha {self.alpha:g} and strength {self.strength:g}"
+            )
         if self.seed >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
             raise ValueError(f"seed must be less than {2**31}, got {self.seed}")
 
@@ -118,6 +128,8 @@ def _checked_names(spec):
         "dataset": check_choice(spec.dataset, "dataset", DATASETS),
         "dtype": check_choice(spec.dtype, "dtype", DTYPES),
         "network": check_choice(spec.network, "network", models.NETWORKS),
+        "loss": check_choice(spec.loss, "loss", tuple(alternatives.LOSSES)),
+        "outside": check_choice(spec.outside, "outside", ("", *DATASETS)),
         "held_out": check_choice(spec.held_out, "held_out", HELD_OUT),
         "schedule": check_choice(spec.schedule, "schedule", training.SCHEDULES),
         "decay_only": tuple(str(name) for name in spec.decay_only),
@@ -130,7 +142,7 @@ def _checked_numbers(spec):
     largest = np.finfo(np.float64).max
     wholes = {"train_examples": 1, "epochs": 0, "batch_size": 1, "shift": 0, "seed": 0}
     shares = ("alpha", "momentum", "dropout")
-    not_negative = ("weight_decay", "clip_norm", "init_std")
+    not_negative = ("weight_decay", "clip_norm", "init_std", "strength")
     positive = ("learning_rate", "loss_multiplier", "head_factor")
     return {
         **{name: check_int(getattr(spec, name), name, low) for name, low in wholes.items()},
@@ -184,10 +196,20 @@ def variants(spec, **choices):
 
 def smoothing_loss(alpha, multiplier=1.0):
     """The loss of an experiment on labels: native cross-entropy with smoothing α, times `multiplier`."""
+    return _loss(targets.smoothed_cross_entropy, alpha, multiplier)
 
+
+def loss_of(spec):
+    """The loss that `spec` trains on, a function (logits, batch) → scalar."""
+    if spec.loss == "smoothing":
+        return smoothing_loss(spec.alpha, spec.loss_multiplier)
+    return _loss(alternatives.LOSSES[spec.loss], spec.strength, spec.loss_multiplier)
+
+
+def _loss(function, strength, multiplier):
     # The data set's labels were checked when it was loaded, so the loop need not look at them again.
     def loss(logits, batch):
-        value = targets.smoothed_cross_entropy(logits, batch.labels, alpha, validate=False)
+        value = function(logits, batch.labels, strength, validate=False)
         return value if multiplier == 1 else multiplier * value
 
     return loss
@@ -270,7 +292,8 @@ def probe_data(spec, device="cpu"):
     """Classes that the network of `spec` has never seen, those that `spec.classes` leaves out: a `datasets.Dataset`.
 
     On images it holds the first `PROBE_EXAMPLES` of every such class in each split; on digits, what such classes have
-    among a thousand training examples drawn from all ten, and the others held out. Labels are those of the whole set. Raises ValueError if the spec leaves no class out.
+    among a thousand training examples drawn from all ten, and the others held out. Labels are those of the whole set.
+    Raises ValueError if the spec leaves no class out.
     """
     if spec.dataset == "digits":
         data, count = _digits(replace(spec, train_examples=1_000), device), None
@@ -281,6 +304,22 @@ def probe_data(spec, device="cpu"):
         raise ValueError(f"spec.classes must leave out some of the {data.num_classes} classes, got {spec.classes}")
     train, test = (_at(split, _first_of(split.labels, left_out, count)) for split in (data.train, data.test))
     return data._replace(train=train, test=test)
+
+
+def outside_inputs(spec, device="cpu"):
+    """Images from another data set, `spec.outside`: the first `OUTSIDE_EXAMPLES` of its test split.
+
+    Raises ValueError if they are not of the shape of the spec's own, or if one of the two is "digits", no images.
+    """
+    if "digits" in (spec.outside, spec.dataset):
+        raise ValueError(f"outside and dataset must both be images, got {spec.outside!r} and {spec.dataset!r}")
+    inputs, own = (datasets.load(name, device).test.inputs for name in (spec.outside, spec.dataset))
+    if inputs.shape[1:] != own.shape[1:]:
+        raise ValueError(
+            f"outside images must have the shape {tuple(own.shape[1:])} of {spec.dataset}, got {spec.outside} with "
+            f"{tuple(inputs.shape[1:])}"
+        )
+    return inputs[:OUTSIDE_EXAMPLES]
 
 
 def _digits(spec, device):
@@ -374,10 +413,12 @@ def _feature_arrays(prefix, model, splits):
     return arrays
 
 
-def _kept_arrays(spec, model, data, device):
+def _kept_arrays(spec, model, data, outside, device):
     """All arrays of the run: `_arrays` on digits; else `_small_arrays` and the features that chapters show or probe."""
     arrays = _arrays(model, data) if spec.dataset == "digits" else _small_arrays(model, data)
-    if spec.classes:
+    if outside is not None:
+        arrays |= {"outside_logits": training.predict(model, outside).logits.half()}
+    elif spec.classes:
         probed = probe_data(spec, device)
         arrays |= _feature_arrays("probe", model, {"train": probed.train, "test": probed.test})
     elif spec.dataset != "digits":
@@ -414,7 +455,7 @@ def fit_spec(spec, data, device="cpu", checkpoint=None):
     history = training.fit(
         model,
         data.train,
-        smoothing_loss(spec.alpha, spec.loss_multiplier),
+        loss_of(spec),
         **{name: getattr(spec, name) for name in _FIT_FIELDS},
         precision=precision,
         augment=augmentation(spec),
@@ -428,8 +469,9 @@ def fit_spec(spec, data, device="cpu", checkpoint=None):
 def _train(spec, device, checkpoint):
     before, started = training.seconds_before(checkpoint), time.monotonic()
     data = data_of(spec, device)
+    outside = outside_inputs(spec, device) if spec.outside else None  # before training, so that errors come early
     model, history = fit_spec(spec, data, device, checkpoint)
-    arrays = _kept_arrays(spec, model, data, device)
+    arrays = _kept_arrays(spec, model, data, outside, device)
     if history and history[-1]["epoch"] == spec.epochs:  # the last held-out metrics are those of the stored logits
         final = split_metrics(arrays["test_logits"], arrays["test_labels"])
         history[-1] |= {f"test_{key}": value for key, value in final.items()}

@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from . import runs
+from . import runs, theory
 from .checks import check_choice
 from .experiments import Spec, run_all, variants
 
@@ -117,6 +117,15 @@ _HALF = replace(
     record_epochs=(0, 10, 20),
 )
 
+# Other losses than smoothing, at the strength that asks for its gap if there is one, and what each says of CIFAR-100.
+_LOSSES = replace(_ALEXNET, experiment="cifar10-alexnet-smoothing", outside="cifar100")
+_STRENGTHS = {
+    "confidence-penalty": round(theory.matching_penalty(0.1, 10), 4),
+    "margin": round(theory.optimal_gap(0.1, 10), 4),
+    "maximum-suppression": 0.1,
+    "focal": 3.0,
+}
+
 # --- paper: the settings of its appendix. An epoch is the 312 full batches that 40,000 images make, so 1,250 epochs
 # are its 390,000 steps and 205 its 64,000.
 
@@ -192,8 +201,21 @@ def _laptop():
         *variants(_RESNET_100, seed=FEW_SEEDS, alpha=(0.0, 0.05, 0.1)),
         *variants(_AUGMENTED, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
         *variants(_HALF, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
+        *_losses(FEW_SEEDS),
         *variants(_ALEXNET_ALPHAS, seed=(0, 1), alpha=(0.2, 0.5, 0.05)),
     ]
+
+
+def _losses(seeds):
+    """The same seeds with hard targets, smoothing and every other loss."""
+    hard = variants(_LOSSES, seed=seeds)
+    smoothed = [replace(spec, alpha=0.1) for spec in hard]
+    others = [
+        replace(spec, experiment=f"cifar10-alexnet-{loss}", loss=loss, strength=strength)
+        for spec in hard
+        for loss, strength in _STRENGTHS.items()
+    ]
+    return [*hard, *smoothed, *others]
 
 
 def _paper():

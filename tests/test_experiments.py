@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsbook import calibration, datasets, experiments, files, models, runs, targets, training
+from lsbook import alternatives, calibration, datasets, experiments, files, models, runs, targets, training
 from lsbook.experiments import DIGITS_FEW, Spec, load_or_train, run_all, variants
 
 TINY = replace(DIGITS_FEW, preset="smoke", train_examples=20, hidden=(6,), epochs=3, record_epochs=(0, 2, 3), alpha=0.1)
@@ -63,6 +63,7 @@ def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
         "nesterov": False,
         "decay_only": ("a",),
         "classes": (3, 1),
+        "outside": "mnist",
     }
     monkeypatch.setattr(training, "check_milestones", lambda *_: None)  # else schedule and milestones change together
     names |= {"schedule": "linear", "milestones": (0.5,)}
@@ -72,8 +73,11 @@ def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
         else {str: "x", int: 12345, float: 0.123}.get(type(getattr(TINY, field.name)), (12345,))
         for field in fields(Spec)
     }
-    hashes = {runs.spec_hash(replace(TINY, **{name: value}).as_dict()) for name, value in changes.items()}
-    assert len(hashes | {runs.spec_hash(TINY.as_dict())}) == len(fields(Spec)) + 1
+    del changes["loss"], changes["strength"]  # alpha is the strength of the loss that TINY has
+    changed = [replace(TINY, **{name: value}) for name, value in changes.items()]
+    changed += [replace(TINY, alpha=0.0, loss="focal", strength=strength) for strength in (0.0, 2.0)]
+    hashes = {runs.spec_hash(spec.as_dict()) for spec in [TINY, *changed]}
+    assert len(hashes) == len(fields(Spec)) + 1
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,7 @@ def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
         ("alpha", [0.0, 0, -0.0, np.float32(0), np.int64(0)]),
         ("weight_decay", [1.0, 1, np.float64(1)]),
         ("seed", [3, np.int64(3), np.uint8(3)]),
+        ("strength", [0.0, 0, -0.0, np.float32(0)]),
         ("hidden", [(6, 4), [6, 4], np.array([6, 4])]),
         ("record_epochs", [(0, 3), range(0, 4, 3)]),
         ("classes", [(0, 3), range(0, 4, 3), [0, 3], np.array([0, 3], np.uint8)]),
@@ -120,6 +125,26 @@ def test_equal_values_of_any_type_have_one_hash(name, values):
             ValueError,
             "dataset must be one of 'digits', 'digit_images', 'mnist', 'cifar10', 'cifar100', got 'Split'",
         ),
+        (
+            {"alpha": 0, "loss": "foccal"},
+            ValueError,
+            "loss must be one of 'smoothing', 'confidence-penalty', 'focal', 'margin', 'maximum-suppression', "
+            "got 'foccal'; did you mean 'focal'?",
+        ),
+        ({"loss": None}, TypeError, "loss must be a string, got None (NoneType)"),
+        ({"strength": -1}, ValueError, "strength must lie in [0, 1.79769e+308], got -1"),
+        ({"strength": float("inf")}, ValueError, "strength must lie in [0, 1.79769e+308], got inf"),
+        ({"strength": "3"}, TypeError, "strength must be one real number, got '3' (str)"),
+        (
+            {"strength": 3},
+            ValueError,
+            "alpha is the strength of smoothing and strength that of other losses, got loss 'smoothing' with alpha "
+            "0.1 and strength 3",
+        ),
+        ({"loss": "focal"}, ValueError, "got loss 'focal' with alpha 0.1 and strength 0"),
+        ({"loss": "focal", "strength": 3}, ValueError, "got loss 'focal' with alpha 0.1 and strength 3"),
+        ({"outside": "cifar"}, ValueError, "outside must be one of '', 'digits', "),
+        ({"outside": None}, TypeError, "outside must be a string, got None (NoneType)"),
         ({"preset": "labtop"}, ValueError, "got 'labtop'; did you mean 'laptop'?"),
         ({"dtype": "float23"}, ValueError, "got 'float23'; did you mean 'float32'?"),
         ({"dtype": torch.float32}, TypeError, "dtype must be a string, got torch.float32 (dtype)"),
@@ -149,6 +174,7 @@ def test_stored_runs_keep_their_names():
         assert Spec.from_dict(spec).name == path.stem
         assert Spec.from_dict(spec).as_dict() == spec
         assert ("classes" in spec) == ("half" in path.stem)
+        assert ("strength" in spec) == ("loss" in spec)  # what came with the other losses is in their specs alone
     assert "classes" not in TINY.as_dict()
     assert replace(TINY, classes=(3, 1)).as_dict()["classes"] == [3, 1]
     assert replace(TINY, classes=(3, 1)).name != replace(TINY, classes=(1, 3)).name  # other templates, other initially
@@ -243,6 +269,49 @@ def test_smoothing_loss_is_the_books_loss():
     batch = type("Batch", (), {"labels": labels})
     expected = targets.smoothed_cross_entropy(logits, labels, 0.3)
     assert torch.equal(experiments.smoothing_loss(0.3)(logits, batch), expected)
+
+
+# --- other losses than smoothing
+
+OTHERS = {"confidence-penalty": 0.3, "focal": 3.0, "margin": 4.0, "maximum-suppression": 0.1}
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["smoothing", *OTHERS])
+def test_the_loss_of_a_spec(name, multiplier):
+    options = {"alpha": 0.3} if name == "smoothing" else {"alpha": 0.0, "strength": OTHERS[name]}
+    spec = replace(TINY, loss=name, loss_multiplier=multiplier, **options)
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0])
+    batch = type("Batch", (), {"labels": labels})
+    expected = multiplier * alternatives.loss(name)(logits, labels, spec.alpha or spec.strength)
+    torch.testing.assert_close(experiments.loss_of(spec)(logits, batch), expected, rtol=1e-15, atol=0)
+
+
+def test_other_losses_train_other_networks():
+    """At strength 0 all are hard targets; at another, each ends elsewhere, and less sure than those."""
+    hard = experiments.train(replace(TINY, alpha=0.0, epochs=30, record_epochs=(30,)), "cpu")
+    ends = {"hard": hard}
+    for name, strength in OTHERS.items():
+        spec = replace(TINY, alpha=0.0, loss=name, strength=strength, epochs=30, record_epochs=(30,))
+        ends[name] = experiments.train(spec, "cpu")
+        assert ends[name].spec["loss"] == name
+        assert ends[name].spec["strength"] == strength
+    weights = [run.arrays["head_weight"] for run in ends.values()]
+    assert len({w.tobytes() for w in weights}) == len(ends)
+    confidence = {name: run.history[-1]["train_confidence"] for name, run in ends.items()}
+    assert all(confidence[name] < confidence["hard"] for name in OTHERS), confidence
+    off = experiments.train(replace(TINY, alpha=0.0, loss="focal", epochs=30, record_epochs=(30,)), "cpu")
+    np.testing.assert_allclose(off.arrays["head_weight"], hard.arrays["head_weight"], rtol=1e-9, atol=1e-12)
+
+
+def test_digits_have_no_outside_images(monkeypatch):
+    """It says so before it trains."""
+    monkeypatch.setattr(training, "fit", forbid_training)
+    for spec in (replace(TINY, outside="mnist"), replace(TINY, dataset="mnist", outside="digits")):
+        with pytest.raises(ValueError, match="outside and dataset must both be images, got '"):
+            experiments.outside_inputs(spec)
+    with pytest.raises(ValueError, match="outside and dataset must both be images, got 'mnist' and 'digits'"):
+        experiments.train(replace(TINY, outside="mnist"), "cpu")
 
 
 # --- networks that know some of the classes

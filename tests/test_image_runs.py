@@ -307,6 +307,24 @@ def test_views_without_augmentation_are_the_images(monkeypatch, options, same):
     assert torch.equal(first.inputs, data.train.inputs[first.index]) == same
 
 
+def test_another_loss_sees_the_same_views(monkeypatch):
+    """`seen_by` spies on smoothing; so this one looks at what reaches the other loss."""
+    seen, focal = [], experiments.alternatives.focal
+
+    def spy(logits, labels, strength, validate):
+        seen.append((labels, strength, validate))
+        return focal(logits, labels, strength, validate)
+
+    monkeypatch.setitem(experiments.alternatives.LOSSES, "focal", spy)
+    spec = replace(TINY, shift=2, flip=True)
+    experiments.train(replace(spec, alpha=0.0, loss="focal", strength=3.0), "cpu")
+    smoothed = seen_by(spec, monkeypatch)
+    assert len(seen) == len(smoothed)
+    for (labels, strength, validate), batch in zip(seen, smoothed, strict=True):
+        assert torch.equal(labels, batch.labels)
+        assert (strength, validate) == (3.0, False)
+
+
 @pytest.mark.parametrize(
     "change", [{"shift": 2}, {"flip": True}, {"dropout": 0.5}, {"loss_multiplier": 3.0}, {"init_std": 0.03}]
 )
@@ -320,6 +338,59 @@ def test_training_on_images_is_deterministic(tiny_runs):
     assert again.history == tiny_runs["resnet20"].history
     for name, array in tiny_runs["resnet20"].arrays.items():
         assert np.array_equal(again.arrays[name], array), name
+
+
+# --- images from another data set
+
+
+@pytest.fixture
+def another_set(monkeypatch):
+    """60 images of noise under MNIST's name, as large as those of `small_digits`; the others stay what they are."""
+    load = datasets.load
+    pixels = torch.randint(256, (60, 1, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    noise = datasets.Dataset("mnist", 10, *2 * (datasets.Split(pixels, torch.arange(60) % 10),), tuple("0123456789"))
+    monkeypatch.setattr(datasets, "load", lambda name, *rest: noise if name == "mnist" else load(name, *rest))
+    return noise.test.inputs
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_outside_images_are_kept(another_set, tiny_runs, name):
+    """In place of features; all else, and the network above all, is as without them."""
+    spec = replace(NETWORKS[name][0], outside="mnist")
+    run, plain = experiments.train(spec, "cpu"), tiny_runs[name]
+    logits = run.arrays["outside_logits"]
+    assert (logits.shape, logits.dtype.name) == ((60, 10), "float16")
+    model, _ = experiments.fit_spec(spec, experiments.data_of(spec))
+    np.testing.assert_array_equal(logits, training.predict(model, another_set).logits.half())
+    assert run.history == plain.history
+    kept = {key for key in plain.arrays if not key.startswith("shown")}
+    assert set(run.arrays) == kept | {"outside_logits"}
+    assert all(np.array_equal(run.arrays[key], plain.arrays[key]) for key in kept)
+
+
+def test_the_first_outside_images_are_shown(another_set, monkeypatch):
+    spec = replace(TINY, outside="mnist")
+    assert experiments.OUTSIDE_EXAMPLES == 5_000
+    assert torch.equal(experiments.outside_inputs(spec), another_set)
+    monkeypatch.setattr(experiments, "OUTSIDE_EXAMPLES", 7)
+    assert torch.equal(experiments.outside_inputs(spec), another_set[:7])
+
+
+def test_outside_images_of_another_shape(numbered, monkeypatch):
+    """Regression: it trained to the end before it looked at them."""
+    load = datasets.load
+    wide = load("cifar10")._replace(test=datasets.Split(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), torch.zeros(5)))
+    monkeypatch.setattr(datasets, "load", lambda name, *rest: wide if name == "cifar100" else load(name, *rest))
+
+    def no_training(*_, **__):
+        raise AssertionError("trained although the images do not fit")
+
+    monkeypatch.setattr(training, "fit", no_training)
+    message = r"outside images must have the shape \(1, 4, 4\) of cifar10, got cifar100 with \(3, 4, 4\)"
+    spec = replace(TINY, dataset="cifar10", outside="cifar100")
+    for call in (experiments.outside_inputs, lambda spec: experiments.train(spec, "cpu")):
+        with pytest.raises(ValueError, match=message):
+            call(spec)
 
 
 # --- stored, interrupted, resumed

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsbook import datasets, experiments, models, presets, runs, training
+from lsbook import alternatives, datasets, experiments, models, presets, runs, theory, training
 from lsbook.experiments import Spec
 
 ALL = [spec for name in presets.names() for spec in presets.specs(name)]
@@ -36,8 +36,8 @@ def model_of(spec):
 
 
 def settings(spec):
-    """All of a spec but α, seed and the experiment's name: two experiments of one setting may be compared."""
-    return replace(spec, experiment="any", alpha=0.0, seed=0)
+    """All of a spec but the loss, its strength, seed and the experiment's name: what of one setting may be compared."""
+    return replace(spec, experiment="any", alpha=0.0, loss="smoothing", strength=0.0, seed=0)
 
 
 # --- every spec
@@ -108,7 +108,7 @@ def test_every_smoothed_run_has_its_hard_twin():
 def test_no_run_is_trained_twice_under_two_names():
     by_settings = defaultdict(list)
     for spec in ALL:
-        by_settings[settings(spec), spec.seed, spec.alpha].append(spec.name)
+        by_settings[replace(spec, experiment="any")].append(spec.name)
     assert [names for names in by_settings.values() if len(names) > 1] == []
 
 
@@ -159,6 +159,31 @@ def test_laptop_has_networks_that_know_half_of_the_classes():
     (whole,) = presets.experiment("cifar100-resnet20", "laptop", seed=0, alpha=0.0)
     kept = {"classes": (), "epochs": whole.epochs, "record_epochs": whole.record_epochs}
     assert {settings(replace(spec, **kept)) for spec in half} == {settings(whole)}
+
+
+def test_laptop_has_other_losses_at_matched_strength():
+    """The same seeds for each; the margin and the penalty at the gap of α = 0.1, to the digits that a name needs."""
+    found = [spec for spec in presets.specs("laptop") if spec.outside]
+    strengths = defaultdict(set)
+    for spec in found:
+        strengths[spec.experiment, spec.loss, spec.alpha, spec.strength].add(spec.seed)
+    gap = theory.optimal_gap(0.1, 10)
+    assert set(strengths) == {
+        ("cifar10-alexnet-smoothing", "smoothing", 0.0, 0.0),
+        ("cifar10-alexnet-smoothing", "smoothing", 0.1, 0.0),
+        ("cifar10-alexnet-maximum-suppression", "maximum-suppression", 0.0, 0.1),
+        ("cifar10-alexnet-confidence-penalty", "confidence-penalty", 0.0, 0.2436),
+        ("cifar10-alexnet-margin", "margin", 0.0, 4.5109),
+        ("cifar10-alexnet-focal", "focal", 0.0, 3.0),
+    }
+    assert (1 / (0.91 * gap), gap) == (pytest.approx(0.2436, abs=5e-5), pytest.approx(4.5109, abs=5e-5))
+    assert {spec.loss for spec in found} == set(alternatives.LOSSES)
+    assert len(set(map(frozenset, strengths.values()))) == 1
+    assert {len(seeds_) >= 3 for seeds_ in strengths.values()} == {True}
+    (pair, *_) = presets.experiment("cifar10-alexnet", "laptop")
+    assert {settings(replace(spec, outside="")) for spec in found} == {settings(pair)}
+    assert {spec.outside for spec in found} == {"cifar100"}
+    assert IMAGE_SHAPES["cifar100"] == IMAGE_SHAPES[pair.dataset]
 
 
 def test_laptop_has_a_well_regularised_counter_example():
@@ -334,7 +359,7 @@ def test_datasets_have_the_sizes_that_these_tests_take_for_granted():
 
 
 def test_every_experiment_with_two_sides_has_a_title():
-    """Of those on all classes: chapters tabulate these together, and the networks that know half of them elsewhere."""
-    whole = [spec for spec in presets.specs("laptop") if not spec.classes]
+    """Of those that chapters tabulate together: not networks that know half of the classes, nor those of the losses."""
+    whole = [spec for spec in presets.specs("laptop") if not spec.classes and not spec.outside]
     hard, smoothed = ({spec.experiment for spec in whole if spec.alpha == alpha} for alpha in (0.0, 0.1))
     assert set(presets.TITLES) == hard & smoothed
