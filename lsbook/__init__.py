@@ -12,6 +12,7 @@ MODULES = (
     "checks",
     "files",
     "targets",
+    "alternatives",
     "theory",
     "information",
     "calibration",
@@ -27,6 +28,7 @@ MODULES = (
     "claims",
     "plots",
     "projection",
+    "report",
     "notebooks",
     "cli",
 )

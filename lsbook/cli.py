@@ -1,5 +1,5 @@
-"""The command line: `lsbook run`, `list` and `show` for the book's networks, `project` for one's own, and for the
-book itself `data` and `notebooks`.
+"""The command line: `lsbook run`, `list` and `show` for the book's networks, `project` and `report` for one's own, and
+for the book itself `data` and `notebooks`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ def _parser():
     _add_run(commands)
     _add_list_and_show(commands)
     _add_project(commands)
+    _add_report(commands)
     _add_data(commands)
     _add_notebooks(commands)
     return parser
@@ -67,6 +68,23 @@ def _add_project(commands):
     scale = project.add_mutually_exclusive_group()
     scale.add_argument("--same-scale", action="store_true", help="one scale for all panels (default)")
     scale.add_argument("--own-scale", action="store_true", help="each panel fills its frame")
+
+
+def _add_report(commands):
+    report = commands.add_parser(
+        "report",
+        help="say how well calibrated your own network is",
+        description="Measures accuracy, likelihood and calibration of predictions, fits a temperature, and writes one "
+        "self-contained HTML page with the same numbers as JSON beside it. FILE holds logits (N, K), or else probs "
+        "(N, K), and labels (N,): .npz or .safetensors, or .csv with the columns label, logit_0 … or prob_0 ….",
+    )
+    report.add_argument("file", metavar="FILE", help="ends in .npz, .safetensors or .csv; a stored run will do")
+    names = "NAME_logits and NAME_labels, as test and train of a stored run"
+    report.add_argument("--split", metavar="NAME", help=f"read {names} (default: logits and labels, else test)")
+    out = {"type": Path, "default": Path("report.html"), "metavar": "PAGE"}
+    report.add_argument("--out", **out, help="ends in .html (default: report.html)")
+    report.add_argument("--json", type=Path, metavar="NUMBERS", help="ends in .json (default: PAGE with .json)")
+    report.add_argument("--bins", type=int, default=15, metavar="N", help="bins of equal width (default: 15)")
 
 
 def _add_data(commands):
@@ -247,6 +265,16 @@ def _project(args):
     return 0
 
 
+def _calibration_report(args):
+    from . import report
+
+    paths = report.outputs(args.out, args.json)  # before the work, not after it
+    made = report.make(report.read(args.file, args.split), args.bins)
+    report.save(made, *paths)
+    print(f"{report.table(made)}\n\n{report.advice_text(made)}\n\npage: {paths[0]}\nnumbers: {paths[1]}")
+    return 0
+
+
 # --- data sets
 
 
@@ -307,6 +335,7 @@ _COMMANDS = {
     "list": _list,
     "show": _show,
     "project": _project,
+    "report": _calibration_report,
     "data": _data,
     "notebooks": _notebooks,
 }

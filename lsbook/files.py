@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and where the book's data lie."""
+"""Files that appear whole or not at all, files of others that are read without trust, and where the book's data lie."""
 
 import errno
 import os
@@ -51,3 +51,52 @@ def write(path, data):
     part = stage(path, data)
     with _or_nothing(part, path, len(data)):
         os.replace(part, path)
+
+
+@contextmanager
+def about(path):
+    """Within a with block, put the file's name before what a TypeError or ValueError says; it becomes a ValueError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def open_npz(file):
+    """The archive in an open binary file, as `numpy.load` gives it. Pickled objects in it are never loaded.
+
+    Raises ValueError if it is no .npz file, or damaged.
+    """
+    import numpy as np
+
+    if file.read(2) != b"PK":
+        raise ValueError("this is no .npz file, as numpy.savez writes it (it does not start like a zip archive)")
+    file.seek(0)
+    try:
+        return np.load(file, allow_pickle=False)
+    except Exception as error:  # damaged bytes make zipfile raise many kinds
+        raise ValueError(f"this .npz file is damaged or cut off ({type(error).__name__})") from error
+
+
+def npz_array(archive, name, kind):
+    """The array `name` of an archive of `open_npz`; `kind` says in words what its numbers should be.
+
+    Raises ValueError for pickled objects, for damaged bytes, and for what is no array.
+    """
+    import numpy as np
+
+    try:
+        array = archive[name]
+    except Exception as error:  # zipfile, zlib and numpy's header reader raise many kinds
+        if "Object arrays" in str(error):
+            given = "got pickled Python objects, which are never loaded"
+            raise ValueError(f"{name} must be {kind}, {given}: save np.array(…) of plain values") from error
+        raise ValueError(f"{name} is damaged, or larger than memory ({type(error).__name__})") from error
+    if not isinstance(array, np.ndarray):  # numpy hands over what it does not know as bytes
+        raise ValueError(f"{name} must be an array that numpy.savez wrote, got {len(array)} other bytes")
+    return array
+
+
+def holds(names):
+    """The names of what a file holds, the first twelve of them, in words."""
+    return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") or "nothing"

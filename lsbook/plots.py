@@ -273,6 +273,32 @@ def draw_histogram(ax, values, bins, color, name=None, mark=None):
     return ax
 
 
+def draw_reliability(ax, bins, color=SMOOTHED):
+    """The reliability diagram of `calibration.Bins`: in each bin, how often the network is right.
+
+    A point stands at mean confidence and accuracy of a bin, its band is the 95 % interval of the accuracy
+    (Clopper–Pearson), and the dashed diagonal is what a calibrated network would show. Empty bins show nothing.
+    """
+    low, high = bins.accuracy_interval()
+    seen = bins.counts > 0
+    left, width = bins.edges[:-1][seen], np.diff(bins.edges)[seen]
+    ax.bar(left, (high - low)[seen], width, low[seen], align="edge", color=color, alpha=0.22, linewidth=0)
+    ax.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.2)
+    look = {"markersize": 5, "linewidth": 1.2, "clip_on": False}  # whole points at accuracy 0 and 1
+    ax.plot(bins.confidence[seen], bins.accuracy[seen], "o-", color=color, **look)
+    ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    return ax
+
+
+def draw_counts(ax, bins, color=SMOOTHED):
+    """How many examples are in each of `calibration.Bins`, as bars along the confidence."""
+    options = {"align": "edge", "color": color, "alpha": 0.6, "edgecolor": color, "linewidth": 0.8}
+    ax.bar(bins.edges[:-1], bins.counts, np.diff(bins.edges), **options)
+    ax.set(xlim=(0, 1), ylim=(0, 1.1 * bins.counts.max()), yticks=[0, bins.counts.max()])
+    ax.set(xlabel="confidence", ylabel="examples")
+    return ax
+
+
 def draw_gap_histograms(ax, gaps, num_classes, bins, alphas=None):
     """Histograms of the gaps of several strengths (alpha → values), with each optimal gap as a dashed line.
 

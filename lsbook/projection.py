@@ -6,7 +6,6 @@
 import io
 import math
 import textwrap
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -73,53 +72,25 @@ class View(NamedTuple):
 # --- reading
 
 
-@contextmanager
-def _about(path):
-    """Put the file's name before what is wrong with it."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def read(path):
     """The `Network` in an .npz file, checked. Nothing in the file is executed: pickled objects are refused.
 
     Raises OSError if it cannot be opened, and ValueError, which starts with the file's name, for anything but the
     arrays described at `ARRAYS`, finite and with labels 0 … K − 1.
     """
-    with _about(path):
+    with files.about(path):
         return Network(**_checked(_arrays(path)))
 
 
 def _arrays(path):
     """name → array, of those in `ARRAYS` that the file holds."""
     with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            raise ValueError("this is no .npz file, as numpy.savez writes it (it does not start like a zip archive)")
-        file.seek(0)
-        try:
-            archive = np.load(file, allow_pickle=False)
-        except Exception as error:  # damaged bytes make zipfile raise many kinds
-            raise ValueError(f"this .npz file is damaged or cut off ({type(error).__name__})") from error
+        archive = files.open_npz(file)
         absent = [name for name in ARRAYS if name not in archive.files and name not in OPTIONAL]
         if absent:
-            there = ", ".join(archive.files[:8]) + (" …" if len(archive.files) > 8 else "")
-            raise ValueError(f"the file must hold the array {absent[0]!r}; it holds {there or 'nothing'}")
-        return {name: _array(archive, name) for name in ARRAYS if name in archive.files}
-
-
-def _array(archive, name):
-    try:
-        array = archive[name]
-    except Exception as error:  # zipfile, zlib and numpy's header reader raise many kinds
-        if "Object arrays" in str(error):
-            given = "got pickled Python objects, which are never loaded"
-            raise ValueError(f"{name} must be {ARRAYS[name][2]}, {given}: save np.array(…) of plain values") from error
-        raise ValueError(f"{name} is damaged, or larger than memory ({type(error).__name__})") from error
-    if not isinstance(array, np.ndarray):  # numpy hands over what it does not know as bytes
-        raise ValueError(f"{name} must be an array that numpy.savez wrote, got {len(array)} other bytes")
-    return array
+            there = files.holds(archive.files)
+            raise ValueError(f"the file must hold the array {absent[0]!r}; it holds {there}")
+        return {name: files.npz_array(archive, name, ARRAYS[name][2]) for name in ARRAYS if name in archive.files}
 
 
 def _checked(arrays):
@@ -187,7 +158,7 @@ def _find_class(network, text):
 def read_view(path, wanted):
     """The `View` of three classes, named in `wanted`, of the network in a file. Errors start with the file's name."""
     network = read(path)
-    with _about(path):
+    with files.about(path):
         return view(network, find_classes(network, wanted))
 
 
@@ -258,7 +229,7 @@ def table(views):
     """
     columns = {"": list(MEASURES.values())}
     for title, shown in views.items():
-        with _about(title):
+        with files.about(title):
             values = measures(shown)
         columns[title] = ["undefined" if math.isnan(values[name]) else values[name] for name in MEASURES]
     return plots.table(columns)

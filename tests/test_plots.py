@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
-from lsbook import geometry, plots, theory
+from lsbook import calibration, geometry, plots, theory
 from lsbook.claims import Interval
 
 matplotlib.use("Agg")
@@ -26,6 +26,7 @@ INTERVALS = [Interval(0.5, 0.4, 0.7, 3), Interval(0.2, 0.1, 0.3, 3)]
 X = np.array([1.0, 2.0, 4.0])
 PLANE = geometry.template_plane([[0.0, 0.0], [4.0, 0.0], [2.0, 3.0]], None, (2, 0, 1))
 POINTS = np.array([[0.5, 0.25], [-3.0, 1.0], [2.0, 7.5], [30.0, 40.0], [0.125, -1.0]])
+BINS = calibration.reliability_bins([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 0, 0])
 DRAWINGS = {
     "draw_bars": lambda ax: plots.draw_bars(ax, [0.7, 0.1, 0.2]),
     "draw_band": lambda ax: plots.draw_band(ax, X, [[1, 2, 3], [3, 4, 8]], plots.BLUE, "band"),
@@ -34,6 +35,8 @@ DRAWINGS = {
     "draw_stacked": lambda ax: plots.draw_stacked(ax, ["a", "b"], {"first": [1, 2], "second": [3, 4]}),
     "draw_curves": lambda ax: plots.draw_curves(ax, X, {"one": X, "two": X**2}),
     "draw_curves, dashed": lambda ax: plots.draw_curves(ax, X, {"one": X, "two": X**2}, markers=None),
+    "draw_reliability": lambda ax: plots.draw_reliability(ax, BINS),
+    "draw_counts": lambda ax: plots.draw_counts(ax, BINS),
     "draw_zero": lambda ax: plots.draw_zero(ax, 0.5),
     "log_axis": lambda ax: plots.log_axis(ax, [1, 10, 100]),
     "draw_named": lambda ax: plots.draw_named(ax, X, X, "line", plots.RED),
