@@ -146,6 +146,8 @@ def _checked_numbers(spec):
 
 def _checked_classes(classes):
     """The classes as plain int; ValueError unless they are none (which stands for all), or two or more and distinct."""
+    if np.ndim(classes) != 1:
+        raise TypeError(f"classes must be a tuple of class indices, got {classes!r} ({type(classes).__name__})")
     classes = tuple(check_int(label, "classes", 0) for label in classes)
     if len(classes) == 1 or len(set(classes)) < len(classes):
         raise ValueError(f"classes must be () or at least two different ones, got {classes}")
@@ -267,8 +269,9 @@ def _known_classes(spec, data):
 def probe_data(spec, device="cpu"):
     """Classes that the network of `spec` has never seen, those that `spec.classes` leaves out: a `datasets.Dataset`.
 
-    On images it holds the first `PROBE_EXAMPLES` of every such class in each split, on digits a thousand for training
-    and the others held out. Labels are those of the whole set. Raises ValueError if the spec leaves no class out.
+    On images it holds the first `PROBE_EXAMPLES` of every such class in each split; on digits, what such classes have
+    among a thousand training examples drawn from all ten, and the others held out. Labels are those of the whole set.
+    Raises ValueError if the spec leaves no class out.
     """
     if spec.dataset == "digits":
         data, count = _digits(replace(spec, train_examples=1_000), device), None
