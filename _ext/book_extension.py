@@ -194,8 +194,10 @@ def skip_explorer(translator, node):
 
 
 def explorer_scripts(name):
-    """Scripts of an explorer in the order in which they must run: <name>-data.js, where there is one, and <name>.js."""
-    return [script for script in (f"{name}-data.js", f"{name}.js") if (EXPLORERS / script).is_file()]
+    """Scripts of an explorer in the order in which they must run: shared.js if it uses that, its data, and itself."""
+    shared = ["shared.js"] if "window.lsbook.shared" in (EXPLORERS / f"{name}.js").read_text(encoding="utf-8") else []
+    data = [f"{name}-data.js"] if (EXPLORERS / f"{name}-data.js").is_file() else []
+    return [*shared, *data, f"{name}.js"]
 
 
 def load_explorers(app, pagename, templatename, context, doctree):
@@ -203,9 +205,8 @@ def load_explorers(app, pagename, templatename, context, doctree):
     names = sorted({node["name"] for node in doctree.findall(explorer)}) if doctree else []
     if names:
         app.add_css_file("explorers/explorer.css")
-    for name in names:
-        for script in explorer_scripts(name):
-            app.add_js_file(f"explorers/{script}", loading_method="defer")  # deferred scripts keep their order
+    for script in dict.fromkeys(script for name in names for script in explorer_scripts(name)):
+        app.add_js_file(f"explorers/{script}", loading_method="defer")  # deferred scripts keep their order
 
 
 def setup(app):

@@ -7,6 +7,7 @@ import fnmatch
 import json
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from . import __version__
@@ -63,11 +64,11 @@ def _add_project(commands):
     three = ("A", "B", "C")
     project.add_argument("--classes", nargs=3, metavar=three, required=True, help="names, or numbers from 0")
     out = {"type": Path, "default": Path("projection.png"), "metavar": "FIGURE"}
-    project.add_argument("--out", **out, help="ends in .png, .svg or .pdf (default: projection.png)")
+    known = "ends in .png, .svg or .pdf, in a folder that is there (default: projection.png)"
+    project.add_argument("--out", **out, help=known)
     project.add_argument("--title", help="words above the panels")
-    scale = project.add_mutually_exclusive_group()
-    scale.add_argument("--same-scale", action="store_true", help="one scale for all panels (default)")
-    scale.add_argument("--own-scale", action="store_true", help="each panel fills its frame")
+    own = "each panel fills its frame (default: one scale for all panels)"
+    project.add_argument("--own-scale", action="store_true", help=own)
 
 
 def _add_report(commands):
@@ -256,12 +257,18 @@ def _show(args):
 def _project(args):
     from . import projection
 
-    projection.file_format(args.out)  # before the work, not after it
+    projection.check_target(args.out)  # before the work, not after it
     titles = projection.titles(args.files)
     views = {t: projection.read_view(file, args.classes) for t, file in zip(titles, args.files, strict=True)}
     table = projection.table(views)
-    projection.save(projection.draw(views, args.own_scale, args.title), args.out)
-    print(f"{table}\n\nfigure: {args.out}")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        figure = projection.draw(views, args.own_scale, args.title)
+    for note in notes:
+        _complain(f"warning: {note.message}")
+    print(table, flush=True)  # before what may fail
+    projection.save(figure, args.out)
+    print(f"\nfigure: {args.out}")
     return 0
 
 

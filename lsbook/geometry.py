@@ -7,6 +7,7 @@ features with a 1 appended. Then its logit is z_k = x · v_k, and ‖x − v_k�
 All raise TypeError or ValueError, naming the argument, for other shapes, NaN, infinities, or labels out of range.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,16 +60,35 @@ def _centred(points):
     return centred
 
 
+def _size(values):
+    """The power of two at or below the largest magnitude, or 1 for zeros: a scale whose division rounds nothing."""
+    largest = np.abs(values).max()
+    return float(np.ldexp(1.0, np.frexp(largest)[1] - 1)) if largest else 1.0
+
+
+def _distances(points):
+    """Distances between every two of the points (rows), at any scale; ValueError for fewer than two."""
+    points = _matrix(points, "points")
+    if len(points) < 2:
+        raise ValueError(f"points must be at least two, got {len(points)}")
+    size = _size(points)
+    return size * pdist(points / size)
+
+
 def _labelled(features, labels, num_classes=None):
     """features and labels after the checks."""
-    features, labels = _matrix(features, "features"), as_numpy(labels)
+    features = _matrix(features, "features")
+    try:
+        labels = as_numpy(labels)
+    except ValueError as error:  # lists of uneven length
+        raise ValueError(f"labels must have shape (N,) for features (N, D), got {labels!r:.80}") from error
     if labels.shape != features.shape[:1]:
         raise ValueError(f"labels must have shape (N,) for features (N, D), got {labels.shape} for {features.shape}")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
-    highest = np.inf if num_classes is None else num_classes - 1
-    if labels.min() < 0 or labels.max() > highest:
-        raise ValueError(f"labels must lie in [0, {highest}], got {labels.min()} to {labels.max()}")
+    if labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes):
+        expected = "be at least 0" if num_classes is None else f"lie in [0, {num_classes - 1}]"
+        raise ValueError(f"labels must {expected}, got {labels.min()} to {labels.max()}")
     return features, labels.astype(np.int64)
 
 
@@ -102,17 +122,28 @@ def template_plane(weight, bias, classes):
            [ 0.,  2.]])
     """
     templates = _templates(weight, bias)
-    if np.shape(classes) != (3,) or len(set(np.asarray(classes).tolist())) != 3:
-        raise ValueError(f"classes must be three different ones, got {classes}")
-    classes = tuple(check_class_index(label, "classes", len(templates)) for label in classes)
-    a, b, c = templates[list(classes)]
+    classes = _three(classes, len(templates))
+    size = _size(templates[list(classes)])  # without it, sums and squares could overflow
+    a, b, c = corners = templates[list(classes)] / size
     origin = (a + b + c) / 3
     basis = _basis(b - a, c - a, classes)
-    return Plane(origin, basis, (np.stack([a, b, c]) - origin) @ basis.T, classes, bias is not None)
+    return Plane(size * origin, basis, size * ((corners - origin) @ basis.T), classes, bias is not None)
+
+
+def _three(classes, num_classes):
+    """The classes as a tuple of ints, if they are three different ones."""
+    listed = classes.tolist() if hasattr(classes, "tolist") else classes
+    if isinstance(listed, Sequence) and len(listed) == 3:
+        checked = tuple(check_class_index(label, "classes", num_classes) for label in listed)
+        if len(set(checked)) == 3:
+            return checked
+    raise ValueError(f"classes must be three different ones, got {classes}")
 
 
 def _basis(along, towards, classes):
     """Two orthonormal rows: the direction of `along`, and what `towards` has beside it (Gram–Schmidt, twice)."""
+    size = _size([along, towards])  # without it, squares could vanish
+    along, towards = along / size, towards / size
     longest = max(np.linalg.norm(edge) for edge in (along, towards, towards - along))
     if np.linalg.norm(along) <= FLATTEST * longest or longest == 0:
         raise ValueError(f"the templates of classes {classes[0]} and {classes[1]} are equal: they span no plane")
@@ -128,22 +159,22 @@ def _basis(along, towards, classes):
 def project(features, plane):
     """Coordinates of examples in a `Plane`: basis · (x − origin), shape (N, 2).
 
-    features (N, D). Where the plane was made with a bias, a 1 is appended to each example.
+    features (N, D). Where the plane was made with a bias, a 1 is appended to each example; points of the templates'
+    own space, such as templates with their biases, come as (N, D + 1) and are taken as they are.
     """
     return (_examples(features, plane.basis.shape[1], plane.biased) - plane.origin) @ plane.basis.T
 
 
 def project_logits(logits, plane):
-    """The same coordinates from the three classes' logits z = x · v alone: array (N, 2).
+    """The same coordinates from the logits z = x · v alone, of which only the three classes' count: array (N, 2).
 
-    x · (v_b − v_a) = z_b − z_a, and these two edges span the plane's directions. logits (N, 3), in the order of
-    ``plane.classes``, or (N, K) of all classes.
+    x · (v_b − v_a) = z_b − z_a, and these two edges span the plane's directions. logits (N, K), a column for each
+    class of the network. Three columns in the plane's own order go with ``plane._replace(classes=(0, 1, 2))``.
     """
     logits = _matrix(logits, "logits")
-    if logits.shape[1] != 3:
-        if logits.shape[1] <= max(plane.classes):
-            raise ValueError(f"logits must have shape (N, 3) or (N, K) with all of {plane.classes}, got {logits.shape}")
-        logits = logits[:, list(plane.classes)]
+    if logits.shape[1] <= max(plane.classes):
+        raise ValueError(f"logits must have shape (N, K) with columns for classes {plane.classes}, got {logits.shape}")
+    logits = logits[:, list(plane.classes)]
     edges = plane.corners[1:] - plane.corners[0]
     return np.linalg.solve(edges, (logits[:, 1:] - logits[:, :1]).T).T - plane.basis @ plane.origin
 
@@ -191,10 +222,7 @@ def within_class_spread(features, labels):
 
 def mean_distance(points):
     """Mean distance between two of the points (rows); ValueError for fewer than two."""
-    points = _matrix(points, "points")
-    if len(points) < 2:
-        raise ValueError(f"points must be at least two, got {len(points)}")
-    return float(pdist(points).mean())
+    return float(_distances(points).mean())
 
 
 def tightness(features, labels):
@@ -210,10 +238,7 @@ def tightness(features, labels):
 
 def regularity(points):
     """Shortest over longest distance between the points (rows): 1 for a regular triangle, or simplex."""
-    points = _matrix(points, "points")
-    if len(points) < 2:
-        raise ValueError(f"points must be at least two, got {len(points)}")
-    sides = pdist(points)
+    sides = _distances(points)
     if sides.max() == 0:
         raise ValueError("points must not all be equal")
     return float(sides.min() / sides.max())
@@ -270,10 +295,10 @@ def share_along(features, direction):
     if direction.shape != features.shape[1:] or not np.isfinite(direction).all() or not direction.any():
         raise ValueError(f"direction must be finite, not 0, and of shape {features.shape[1:]}, got {direction}")
     centred = _centred(features)
-    total = (centred**2).sum()
-    if total == 0:
+    if not centred.any():
         raise ValueError(f"features must vary, got {len(features)} equal rows")
-    return float(((centred @ (direction / np.linalg.norm(direction))) ** 2).sum() / total)
+    centred, direction = centred / _size(centred), direction / _size(direction)  # so that squares do not vanish
+    return float(((centred @ (direction / np.linalg.norm(direction))) ** 2).sum() / (centred**2).sum())
 
 
 class NeuralCollapse(NamedTuple):
@@ -292,9 +317,12 @@ def neural_collapse(features, labels, weight, bias=None):
     features (N, D), labels (N,), weight (K, D), bias (K,) or None. Classes of which there is no example are left out,
     templates included. Raises ValueError for one class, or where all class means, or all templates, are equal.
     """
-    features, labels = _labelled(features, labels, len(_templates(weight, bias)))
+    weight, num_classes = _matrix(weight, "weight"), len(_templates(weight, bias))
+    features, labels = _labelled(features, labels, num_classes)
+    if features.shape[1] != weight.shape[1]:
+        raise ValueError(f"features must have {weight.shape[1]} columns, got {features.shape}")
     classes, means = class_means(features, labels)
-    weight = _matrix(weight, "weight")[classes]
+    weight = weight[classes]
     logits = features @ weight.T + (0 if bias is None else real_array(bias, "bias")[classes])
     centred, templates = _centred(means), _centred(weight)
     if not centred.any():

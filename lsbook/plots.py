@@ -3,6 +3,8 @@
 Only `use_house_style` changes matplotlib's settings, and only a notebook calls it, once, in its first cell.
 """
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -11,7 +13,7 @@ from matplotlib.lines import Line2D
 from tabulate import tabulate
 
 from . import theory
-from .checks import check_array
+from .checks import check_array, check_positive
 
 # Okabe and Ito's colours, told apart also by readers who see few hues; black last, for theory.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
@@ -344,31 +346,33 @@ def draw_classes(ax, points, labels, classes, size=14):
     return ax
 
 
-def draw_projection(ax, points, labels, plane, size=14):
+def draw_projection(ax, points, labels, plane, size=14, reach=None):
     """Examples projected on a `geometry.Plane`, as `draw_classes` draws them, in the order of the plane's classes.
 
-    points (N, 2), labels (N,). Crosses are the templates, and the thin lines run from their centroid through them.
-    `set_extent` gives one or more panels one scale.
+    points (N, 2), labels (N,). Crosses are the templates, and the thin lines run from their centroid through them, a
+    thousand times as far as `reach` (default: the largest coordinate of points and templates). `set_extent` gives one
+    or more panels one scale.
     """
+    reach = max(np.abs(part).max(initial=0) for part in (np.asarray(points), plane.corners)) if reach is None else reach
     draw_classes(ax, points, labels, plane.classes, size)
     ax.set_adjustable("box")
     ax.scatter(*plane.corners.T, color=INK, marker="x", s=26, linewidths=1.6, zorder=3)
-    for corner in 1e6 * plane.corners / np.linalg.norm(plane.corners, axis=1, keepdims=True):
+    for corner in 1e3 * reach * plane.corners / np.abs(plane.corners).max(axis=1, keepdims=True):
         # An artist, not a plotted line: the limits of a panel take no notice of it.
         ax.add_artist(Line2D([0, corner[0]], [0, corner[1]], color=INK, linewidth=0.6, zorder=1))
     return ax
 
 
-def set_extent(axes, points, plane):
+def set_extent(axes, points, plane, below=0.0):
     """Show the same square in all of the axes: around all of the points (any shape (…, 2)) and the templates.
 
-    Returns its side.
+    Returns its side. Below it there is a strip for a ruler, `below` times as high as the square.
     """
     everything = np.concatenate([np.reshape(points, (-1, 2)), plane.corners])
     low, high = everything.min(axis=0), everything.max(axis=0)
     half, (x, y) = 0.54 * (high - low).max(), (low + high) / 2
     for ax in axes:
-        ax.set(xlim=(x - half, x + half), ylim=(y - half, y + half))
+        ax.set(xlim=(x - half, x + half), ylim=(y - (1 + 2 * below) * half, y + half))
     return 2 * half
 
 
@@ -394,8 +398,10 @@ def round_length(value):
     >>> [round_length(value) for value in (0.07, 4.9, 12)]
     [0.05, 2.0, 10.0]
     """
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(power * max(digit for digit in (0.5, 1, 2, 5) if digit * power <= value))
+    power = math.floor(math.log10(check_positive(value, "value")))
+    # As text, because 5 * 1e-6 is not 5e-6; with the powers beside it, because the logarithm is rounded.
+    lengths = [float(f"{digit}e{power + more}") for more in (-1, 0, 1) for digit in (1, 2, 5)]
+    return max(length for length in lengths if length <= value)
 
 
 def draw_ruler(ax, length=None):

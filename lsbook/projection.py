@@ -1,21 +1,27 @@
 """The paper's projection for a network of one's own: read it from an .npz file, measure and draw it.
 
-`lsbook project` is these steps in a row: `read`, `find_classes`, `view`, `draw`, `save` and `table`.
+`lsbook project` is these steps in a row: `read`, `find_classes`, `view`, `table`, `draw` and `save`. Arrays that are
+in no file become a `Network` by `network` instead of `read`.
 """
 
 import io
 import math
+import numbers
 import textwrap
+import unicodedata
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import files, geometry, plots
+from .checks import as_numpy
 
 # What a file holds: name → (shape, kinds of numpy's dtypes, what these are in words).
 ARRAYS = {
@@ -27,6 +33,8 @@ ARRAYS = {
 }
 OPTIONAL = ("bias", "class_names")
 LARGEST = 1e100  # so that squares stay finite
+FONT = "DejaVu Sans"  # which matplotlib brings along
+UNPRINTED = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, halves of characters, ends of lines
 # What savefig would write of the time of writing, by format.
 DATES = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 # The lines of the table: name in `measures` → words.
@@ -41,10 +49,14 @@ MEASURES = {
     "template_norm": "mean norm of templates (weights)",
     "disagreement": "nearest class mean and network disagree",
 }
+NORMS = ("feature_norm", "template_norm")
 
 
 class Network(NamedTuple):
-    """What a file holds: features (N, D), labels (N,), weight (K, D), and perhaps bias (K,) and class_names (K,)."""
+    """What a file holds: features (N, D), labels (N,), weight (K, D), and perhaps bias (K,) and class_names (K,).
+
+    `read` and `network` make one, and check it; called by its name it checks nothing.
+    """
 
     features: np.ndarray
     labels: np.ndarray
@@ -72,6 +84,25 @@ class View(NamedTuple):
 # --- reading
 
 
+def network(features, labels, weight, bias=None, class_names=None):
+    """The `Network` of arrays, tensors or lists, checked: what `ARRAYS` says of a file holds for them too.
+
+    features (N, D), labels (N,), weight (K, D), bias (K,), class_names (K,). Raises ValueError, naming the argument.
+    """
+    given = (features, labels, weight, bias, class_names)
+    named = dict(zip(ARRAYS, given, strict=True))
+    left_out = [name for name in OPTIONAL if named[name] is None]
+    return Network(**_checked({name: _plain(named[name], name) for name in named if name not in left_out}))
+
+
+def _plain(values, name):
+    """Values as an array; lists of uneven length are an error."""
+    try:
+        return as_numpy(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of {ARRAYS[name][2]}, got {values!r:.80}") from error
+
+
 def read(path):
     """The `Network` in an .npz file, checked. Nothing in the file is executed: pickled objects are refused.
 
@@ -79,7 +110,7 @@ def read(path):
     arrays described at `ARRAYS`, finite and with labels 0 … K − 1.
     """
     with files.about(path):
-        return Network(**_checked(_arrays(path)))
+        return network(**_arrays(path))
 
 
 def _arrays(path):
@@ -111,7 +142,15 @@ def _checked(arrays):
         raise ValueError(
             f"labels must lie in [0, {last}], for a row of weight each; got {labels.min()} … {labels.max()}"
         )
+    _check_names(arrays.get("class_names", ()))
     return arrays
+
+
+def _check_names(names):
+    """Raise ValueError for a name that could not be read in a figure: an empty one, or one with control characters."""
+    for label, name in enumerate(map(str, names)):
+        if not name.strip() or any(unicodedata.category(letter) in UNPRINTED for letter in name):
+            raise ValueError(f"class_names must be words without control characters, got {name!a} for class {label}")
 
 
 def _check_shape(name, given, letters, sizes):
@@ -126,33 +165,34 @@ def _check_shape(name, given, letters, sizes):
 
 
 def find_classes(network, wanted):
-    """The three class indices of `wanted`, texts that are names of classes or, where no name fits, numbers.
+    """The three class indices of `wanted`: numbers, or texts that are names of classes or, where no name fits, numbers.
 
     Raises ValueError, with the nearest name, for an unknown one, for one that several classes have, and unless there
     are three different ones.
     """
-    classes = tuple(_find_class(network, text) for text in wanted)
+    classes = tuple(_find_class(network, one) for one in wanted)
     if len(classes) != 3 or len(set(classes)) != 3:
-        raise ValueError(f"--classes must be three different classes, got {', '.join(wanted)}")
+        raise ValueError(f"--classes must be three different classes, got {', '.join(map(str, wanted))}")
     return classes
 
 
-def _find_class(network, text):
-    names = [] if network.class_names is None else network.class_names.tolist()
-    found = [label for label, name in enumerate(names) if name == text]
+def _find_class(network, wanted):
+    """The class of one name or number."""
+    text, last = str(wanted), len(network.weight) - 1
+    names = [] if network.class_names is None else list(map(str, network.class_names))
+    found = [label for label, name in enumerate(names) if name == text and isinstance(wanted, str)]
     if len(found) > 1:
         raise ValueError(f"--classes {text!r} is the name of classes {', '.join(map(str, found))}: give a number")
-    if not found and text.lstrip("-").isdecimal():
-        found = [int(text)]
-        if not 0 <= found[0] < len(network.weight):
-            raise ValueError(f"--classes must be names or lie in [0, {len(network.weight) - 1}], got {text}")
-    if not found and names:
+    if found:
+        return found[0]
+    if isinstance(wanted, numbers.Integral) or text.removeprefix("-").isdecimal():
+        if not 0 <= int(wanted) <= last:
+            raise ValueError(f"--classes must be names or lie in [0, {last}], got {text}")
+        return int(wanted)
+    if names:
         near = get_close_matches(text, names, n=1, cutoff=0)[0]
         raise ValueError(f"--classes: no class has the name {text!r}; did you mean {near!r}?")
-    if not found:
-        last = len(network.weight) - 1
-        raise ValueError(f"--classes must be numbers 0 to {last}, since there are no class_names, got {text!r}")
-    return found[0]
+    raise ValueError(f"--classes must be numbers 0 to {last}, since there are no class_names, got {text!r}")
 
 
 def read_view(path, wanted):
@@ -170,7 +210,7 @@ def view(network, classes):
 
     Raises ValueError for a class without an example, and as `geometry.template_plane` does.
     """
-    plane = geometry.template_plane(network.weight, network.bias, classes)
+    plane = _plane(network, classes)
     for label in plane.classes:
         if not (network.labels == label).any():
             number = f" ({label})" if network.class_names is not None else ""
@@ -182,31 +222,42 @@ def view(network, classes):
     return View(network, plane, geometry.project(network.features, plane))
 
 
+def _plane(network, classes):
+    """`geometry.template_plane`, whose errors know classes by number only; here they say the names as well."""
+    try:
+        return geometry.template_plane(network.weight, network.bias, classes)
+    except ValueError as error:
+        if network.class_names is None or "they span no plane" not in str(error):
+            raise
+        named = ", ".join(f"{label} is {network.name(label)}" for label in classes)
+        raise ValueError(f"{error} ({named})") from error
+
+
 def measures(view):
     """What a `View` shows, in numbers: a dict with the keys of `MEASURES`.
 
     All of them are over the examples of the three classes. `tightness_in_plane` and `tightness` are
     `geometry.tightness` of the points and of all features. `share_in_plane` is the share of the within-class variance
-    mean ‖f − μ_y‖² that lies in the plane: mean ‖p − mean of its class‖² of the points p over it, in [0, 1], NaN where
-    no example differs from its class mean. `disagreement` is NC4: the share of examples for which, among the three
+    mean ‖f − μ_y‖² that lies along the plane's directions, of which the biases' part is left out: 1 if nothing is
+    hidden, about 2/D if the features vary alike in all directions, NaN where no example differs from its class mean by
+    more than rounding. `disagreement` is NC4: the share of examples for which, among the three
     classes, the nearest class mean is not the one with the largest logit. `accuracy` is among all K classes.
 
     Raises ValueError where the three class means are one point.
     """
     (features, labels, weight, bias, _), plane, points = view
     means = geometry.class_means(features, labels)[1]
-    if not geometry.mean_distance(means):
+    if _one_point(means, means):
         raise ValueError("the three class means are one point: do the features differ between classes?")
-    spread, in_plane = (geometry.within_class_spread(values, labels) for values in (features, points))
     logits = features @ weight.T.astype(np.float64) + (0 if bias is None else bias)
     ordered = sorted(plane.classes)
     nearest = geometry.squared_distances(features, means).argmin(axis=1)
     return {
         "examples": len(labels),
         "accuracy": float((logits.argmax(axis=1) == labels).mean()),
-        "tightness_in_plane": _tightness_in_plane(points, labels),
+        "tightness_in_plane": _tightness_in_plane(points, labels, means),
         "tightness": geometry.tightness(features, labels),
-        "share_in_plane": (in_plane / spread) ** 2 if spread else math.nan,
+        "share_in_plane": _share_in_plane(features, labels, plane),
         "regularity": geometry.regularity(means),
         "feature_norm": float(np.linalg.norm(features, axis=1).mean()),
         "template_norm": float(np.linalg.norm(weight[ordered].astype(np.float64), axis=1).mean()),
@@ -214,25 +265,55 @@ def measures(view):
     }
 
 
-def _tightness_in_plane(points, labels):
+def _one_point(points, features):
+    """Whether points differ by no more than rounding, theirs or that of the features that they are made of."""
+    size = max(np.linalg.norm(points), np.linalg.norm(features))
+    return geometry.mean_distance(points) <= 2 * geometry.ROUNDING * size
+
+
+def _tightness_in_plane(points, labels, means):
     """`geometry.tightness`, or NaN where all class means fall on one point of the plane."""
-    try:
-        return geometry.tightness(points, labels)
-    except ValueError:
+    if _one_point(geometry.class_means(points, labels)[1], means):
         return math.nan
+    return geometry.tightness(points, labels)
+
+
+def _share_in_plane(features, labels, plane):
+    """Share of the variance of features less their class means along the plane's directions, or NaN without any."""
+    if geometry.within_class_spread(features, labels) <= geometry.ROUNDING * np.abs(features).max():
+        return math.nan
+    classes, means = geometry.class_means(features, labels)
+    within = features - means[np.searchsorted(classes, labels)]
+    # With biases the basis has a column more; what is left of its rows is orthonormal no longer.
+    _, sizes, axes = np.linalg.svd(plane.basis[:, : features.shape[1]], full_matrices=False)
+    along = within @ axes[sizes > geometry.FLATTEST].T
+    return float(min(1.0, (along**2).sum() / (within**2).sum()))
 
 
 def table(views):
     """A `plots.Table` of the `measures` of views (title → `View`): a line a measure, a column a view.
 
-    Errors start with the title.
+    Shares and ratios have three decimals, norms four digits. Errors start with the title.
     """
+    _check_views(views)
     columns = {"": list(MEASURES.values())}
     for title, shown in views.items():
         with files.about(title):
             values = measures(shown)
-        columns[title] = ["undefined" if math.isnan(values[name]) else values[name] for name in MEASURES]
+        columns[title] = [_entry(name, values[name]) for name in MEASURES]
     return plots.table(columns)
+
+
+def _check_views(views):
+    if not views:
+        raise ValueError("views must hold one view (title → View) or more, got none")
+
+
+def _entry(name, value):
+    """A number of the table; norms, which may be of any size, as text."""
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:#.4g}" if name in NORMS else value
 
 
 # --- drawing
@@ -245,7 +326,7 @@ def titles(paths):
     (['hard', 'smoothed'], ['a/net.npz', 'b/net.npz'])
     """
     stems, paths = [Path(path).stem for path in paths], [str(path) for path in paths]
-    if len(set(paths)) != len(paths):
+    if len({Path(path).resolve() for path in paths}) != len(paths):
         raise ValueError(f"each file must be given once, got {', '.join(paths)}")
     return stems if len(set(stems)) == len(stems) else paths
 
@@ -254,8 +335,10 @@ def draw(views, own_scale=False, title=None):
     """A matplotlib figure of views (title → `View`), a panel each, with legend and rulers.
 
     All panels show the same square, or with `own_scale` each its own. No global style or state of matplotlib is used
-    or changed. Raises ValueError if the classes have other names in one view than in another.
+    or changed. Raises ValueError if the classes have other names in one view than in another. Warns of characters that
+    the figure's font lacks.
     """
+    _check_views(views)
     names = _common_names(views)
     columns = min(len(views), 4)
     rows = math.ceil(len(views) / columns)
@@ -263,22 +346,39 @@ def draw(views, own_scale=False, title=None):
     with _own_style():
         figure = Figure(figsize=(columns * side, rows * (1.14 * side + 0.1) + 0.7), dpi=150, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax, (name, shown) in zip(axes, views.items(), strict=False):
-            plots.draw_projection(ax, shown.points, shown.network.labels, shown.plane, size=22)
-            ax.set_title(textwrap.fill(name, int(9 * side)))
-        for ax in axes[len(views) :]:
-            ax.set_axis_off()
-        _scale(axes, list(views.values()), own_scale)
+        _draw_panels(axes, views, own_scale, width=int(9 * side))
         _add_legend(figure, names, columns * side)
         if title:
             figure.suptitle(textwrap.fill(title, int(8 * columns * side)), fontsize=14)
+        _settle(figure)
+    _warn_of_lacking("".join([*views, *names, title or ""]))
     return figure
 
 
+@contextmanager
 def _own_style():
     """The book's style for a block, whatever the reader's own; "$" in names is a dollar, and SVG has fixed ids."""
-    fixed = {"text.parse_math": False, "svg.hashsalt": "lsbook", "font.family": ["DejaVu Sans"]}
-    return matplotlib.rc_context(plots.STYLE | fixed)
+    fixed = {"text.parse_math": False, "svg.hashsalt": "lsbook", "font.family": [FONT]}
+    with matplotlib.rc_context(plots.STYLE | fixed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, and clearly, by `_warn_of_lacking`
+        yield
+
+
+def _settle(figure):
+    """Lay the figure out for good: panels of a fixed shape take several passes, and each drawing would be one more."""
+    for _ in range(3):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def _warn_of_lacking(words):
+    """Warn, in one line, of characters that the figure's font does not have."""
+    font = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
+    lacking = "".join(dict.fromkeys(letter for letter in words if ord(letter) not in font and not letter.isspace()))
+    if lacking:
+        more = f" and {len(lacking) - 20} more" if len(lacking) > 20 else ""
+        words = f"the figure's font, {FONT}, lacks {lacking[:20]}{more}: they are drawn as boxes"
+        warnings.warn(words, stacklevel=3)
 
 
 def _common_names(views):
@@ -293,26 +393,17 @@ def _common_names(views):
     return named[first]
 
 
-def _scale(axes, views, own_scale):
-    """Show a square around all points, and below it a strip with a ruler, at most a quarter of the width long."""
-    parts = [np.concatenate([shown.points, shown.plane.corners]) for shown in views]
-    for ax, part in zip(axes, parts, strict=False):
-        seen = part if own_scale else np.concatenate(parts)
-        low, high = seen.min(axis=0), seen.max(axis=0)
-        half, (x, y) = 0.54 * (high - low).max(), (low + high) / 2
-        ax.set(xlim=(x - half, x + half), ylim=(y - 1.2 * half, y + half), adjustable="box")
-        plots.draw_ruler(ax, round_length(half / 2))
-
-
-def round_length(longest):
-    """The longest of … 0.1, 0.2, 0.5, 1, 2, 5, 10 … that is not above a positive number.
-
-    >>> round_length(3.9), round_length(0.05), round_length(70)
-    (2.0, 0.05, 50.0)
-    """
-    power = math.floor(math.log10(longest))
-    lengths = [float(f"{digit}e{power + more}") for more in (-1, 0, 1) for digit in (1, 2, 5)]
-    return max(length for length in lengths if length <= longest)
+def _draw_panels(axes, views, own_scale, width):
+    """A panel a view, all or each of them showing a square around its points, and below it a strip with a ruler."""
+    for ax, (name, shown) in zip(axes, views.items(), strict=False):
+        seen = [shown] if own_scale else views.values()
+        places = np.concatenate([part for one in seen for part in (one.points, one.plane.corners)])
+        reach = np.abs(places).max()
+        plots.draw_projection(ax, shown.points, shown.network.labels, shown.plane, size=22, reach=reach)
+        plots.set_extent([ax], places, shown.plane, below=0.1)
+        plots.draw_ruler(ax).set_title(textwrap.fill(name, width))
+    for ax in axes[len(views) :]:
+        ax.set_axis_off()
 
 
 def _add_legend(figure, names, width):
@@ -335,9 +426,23 @@ def file_format(path):
     return suffix
 
 
+def check_target(path):
+    """Raise ValueError unless a figure's name asks for a known format, FileNotFoundError unless its folder is there."""
+    file_format(path)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"--out: cannot write {path}: there is no folder {Path(path).parent}")
+
+
 def save(figure, path):
-    """Write a figure of `draw` in the format of the path's ending, whole or not at all, the same bytes every time."""
+    """Write a figure of `draw` in the format of the path's ending, whole or not at all, the same bytes every time.
+
+    Raises OSError if it cannot be written; folders are not made.
+    """
+    check_target(path)
     form, buffer = file_format(path), io.BytesIO()
     with _own_style():
         figure.savefig(buffer, format=form, dpi=figure.dpi, metadata=DATES[form])
-    files.write(path, buffer.getvalue())
+    try:
+        files.write(path, buffer.getvalue())
+    except OSError as error:  # which names a hidden file beside it
+        raise OSError(f"--out: cannot write {path}: {error.strerror or error}") from error

@@ -90,3 +90,12 @@ def luminance(colour):
 def contrast(one, other):
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def check_contrast(found, dark):
+    """Words 4.5 : 1 and shapes 3 : 1 against their ground, as WCAG 2 asks; the ground is dark where it should be."""
+    assert (luminance(found["texts"][0][2]) < 0.1) == dark
+    for said, colour, ground in found["texts"]:
+        assert contrast(colour, ground) >= 4.5, f"{said}: {colour} on {ground}"
+    for name, colour, ground in found["shapes"]:
+        assert contrast(colour, ground) >= 3, f"{name}: {colour} on {ground}"

@@ -119,11 +119,42 @@ def test_logits_alone_give_the_same_picture(case):
     corner = plane.corners - plane.corners[0]
     flatness = abs(np.linalg.det(corner[1:])) / (corner**2).sum()
     size /= flatness  # solving for the coordinates multiplies the logits' rounding by it
-    near(geometry.project_logits(logits[:, list(classes)], plane), expected, size)
-    if len(weight) > 3:  # of three columns none can tell all classes from the plane's own: they are its own
-        near(geometry.project_logits(logits, plane), expected, size)
+    near(geometry.project_logits(logits, plane), expected, size)
+    own = plane._replace(classes=(0, 1, 2))  # for three logits in the plane's order
+    near(geometry.project_logits(logits[:, list(classes)], own), expected, size)
     # A shift of all logits of an example is no information, so it must not move its point.
-    near(geometry.project_logits(logits[:, list(classes)] + 3.25 * size_of(logits), plane), expected, 10 * size)
+    near(geometry.project_logits(logits + 3.25 * size_of(logits), plane), expected, 10 * size)
+
+
+@pytest.mark.parametrize("classes", list(itertools.permutations(range(3))))
+def test_logits_of_three_classes_are_in_the_networks_order(classes):
+    """Regression: three columns were taken in the plane's order, which is another where the classes are permuted."""
+    rng = np.random.default_rng(0)
+    features, weight, bias = rng.normal(size=(5, 4)), rng.normal(size=(3, 4)), rng.normal(size=3)
+    plane = geometry.template_plane(weight, bias, classes)
+    found = geometry.project_logits(features @ weight.T + bias, plane)
+    np.testing.assert_allclose(found, geometry.project(features, plane), atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [-310, -200, 200, 306])
+def test_a_plane_at_any_scale(power):
+    """Regression: squares that overflow or vanish made templates "equal"."""
+    scale, expected = 10.0**power, geometry.template_plane(SQUARE, None, (0, 1, 3))
+    plane = geometry.template_plane(scale * SQUARE, None, (0, 1, 3))
+    rel = 1e-10 if power > -300 else 1e-6  # numbers below 2e-308 have fewer digits
+    np.testing.assert_allclose(plane.basis, expected.basis, atol=rel)
+    np.testing.assert_allclose(plane.corners, scale * expected.corners, rtol=rel)
+    np.testing.assert_allclose(geometry.project(scale * SQUARE, plane), scale * geometry.project(SQUARE, expected), rel)
+    for measure in (geometry.mean_distance, geometry.regularity):
+        found = measure(scale * SQUARE) / (scale if measure is geometry.mean_distance else 1)
+        assert found == pytest.approx(measure(SQUARE), rel=rel)
+
+
+def test_templates_that_share_a_large_part():
+    """Regression: their differences were lost beside it."""
+    weight = np.column_stack([np.full(4, 1.0), 1e-170 * SQUARE])
+    expected = geometry.template_plane(SQUARE, None, (0, 1, 2)).corners
+    np.testing.assert_allclose(geometry.template_plane(weight, None, (0, 1, 2)).corners, 1e-170 * expected, rtol=1e-12)
 
 
 @given(layers_and_classes(st.integers(2, 64)), seeds)
@@ -189,8 +220,10 @@ def test_tensors_arrays_and_lists_are_all_welcome(dtype):
     assert np.array_equal(geometry.project_logits(logits, plane), expected)
 
 
-def test_classes_may_be_an_array():
-    plane = geometry.template_plane(SQUARE, None, np.array([0, 1, 3], np.uint8))
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list, lambda some: np.array(some, np.uint8)])
+def test_classes_may_be_an_array_or_a_tensor(kind):
+    """Regression: three entries of a tensor were never three ints."""
+    plane = geometry.template_plane(SQUARE, None, kind([0, 1, 3]))
     assert plane.classes == (0, 1, 3)
     assert all(type(label) is int for label in plane.classes)
 
@@ -210,6 +243,11 @@ def test_classes_may_be_an_array():
         (SQUARE, None, 3, ValueError, "classes must be three different ones, got 3"),
         (SQUARE, None, (0, 1, 4), ValueError, "classes must lie in [0, 3] for num_classes = 4, got 4"),
         (SQUARE, None, (-1, 1, 2), ValueError, "classes must lie in [0, 3] for num_classes = 4, got -1"),
+        # Regression: numpy's own error, which named no argument.
+        (SQUARE, None, ((0, 1), 1, 2), TypeError, "classes must be an int, got (0, 1) (tuple)"),
+        (SQUARE, None, "abc", TypeError, "classes must be an int, got 'a' (str)"),
+        (SQUARE, None, {0, 1, 2}, ValueError, "classes must be three different ones, got {0, 1, 2}"),
+        (SQUARE, None, torch.eye(3), TypeError, "classes must be an int, got [1.0, 0.0, 0.0] (list)"),
         (SQUARE, None, (0, 1, 2.0), TypeError, "classes must be an int, got 2.0 (float)"),
         (np.array([[0, 0], [1, 0], [0, math.nan]]), None, (0, 1, 2), ValueError, "weight must be finite, got NaN"),
         (np.array([[0, 0], [1, 0], [0, math.inf]]), None, (0, 1, 2), ValueError, "weight must be finite, got NaN"),
@@ -255,8 +293,8 @@ def test_features_that_do_not_fit_a_plane_without_bias(columns):
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (np.zeros((2, 2)), "logits must have shape (N, 3) or (N, K) with all of (0, 1, 4), got (2, 2)"),
-        (np.zeros((2, 4)), "logits must have shape (N, 3) or (N, K) with all of (0, 1, 4), got (2, 4)"),
+        (np.zeros((2, 3)), "logits must have shape (N, K) with columns for classes (0, 1, 4), got (2, 3)"),
+        (np.zeros((2, 4)), "logits must have shape (N, K) with columns for classes (0, 1, 4), got (2, 4)"),
         (np.zeros(3), "logits must be a matrix with at least one row, got shape (3,)"),
         ([[0, 1, math.inf]], "logits must be finite, got NaN or infinity"),
     ],
@@ -454,7 +492,9 @@ def test_a_simplex_is_regular(corners, scale, seed):
         (lambda: geometry.regularity(SQUARE[:1]), "points must be at least two, got 1"),
         (lambda: geometry.regularity(SQUARE[[1, 1, 1]]), "points must not all be equal"),
         (lambda: geometry.class_means(SQUARE, [0, 1]), "labels must have shape (N,) for features (N, D), got (2,)"),
-        (lambda: geometry.class_means(SQUARE, [0, 1, 2, -1]), "labels must lie in [0, inf], got -1 to 2"),
+        (lambda: geometry.class_means(SQUARE, [0, 1, 2, -1]), "labels must be at least 0, got -1 to 2"),
+        (lambda: geometry.class_means(SQUARE, [[0], [1, 2]]), "labels must have shape (N,) for features (N, D), got"),
+        (lambda: geometry.class_means([[1.0], [1, 2]], [0, 1]), "features must be a real number or an array of them"),
         (lambda: geometry.class_means([], []), "features must be a matrix with at least one row, got shape (0,)"),
         (lambda: geometry.within_class_spread(SQUARE, []), "labels must have shape (N,) for features (N, D), got (0,)"),
         (
@@ -593,6 +633,15 @@ def test_shares_of_variance(count, width, scale, length, seed):
     assert geometry.share_along(features, -directions[0]) == pytest.approx(shares[0], rel=1e-12)
     line = np.outer(rng.normal(size=count), directions[0])
     assert geometry.share_along(line, directions[0]) == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-200, 1e200])
+def test_shares_along_a_direction_of_any_length(scale):
+    """Regression: the square of 1e-200 vanishes, and the share was NaN."""
+    assert geometry.share_along(SQUARE, [scale, 0.0]) == geometry.share_along(SQUARE, [1.0, 0.0])
+    if scale > 1e-300:
+        expected = geometry.share_along(SQUARE, [1.0, 2.0])
+        assert geometry.share_along(scale * SQUARE, [1.0, 2.0]) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -735,6 +784,9 @@ def test_a_class_mean_at_the_mean_of_all_has_a_cosine_of_zero():
         (SQUARE, None, SQUARE, None, ValueError, "labels must have shape (N,) for features (N, D), got ()"),
         (SQUARE, [0, 1, 2, 3.0], SQUARE, None, TypeError, "labels must be integers (class indices), got dtype float64"),
         (SQUARE, [0, 1, 2, 3], SQUARE, [0, 0], ValueError, "bias must have shape (K,) for weight (K, D), got (2,)"),
+        # Regression: numpy's own error of its matrix product.
+        (np.eye(4, 3), [0, 1, 2, 3], SQUARE, None, ValueError, "features must have 2 columns, got (4, 3)"),
+        (np.eye(4, 3), [0, 1, 2, 3], SQUARE, [0.0] * 4, ValueError, "features must have 2 columns, got (4, 3)"),
         (
             SQUARE[0],
             [0, 1],

@@ -340,6 +340,37 @@ def test_a_projection_has_a_marker_for_each_example_of_its_classes(ax, kind):
     assert not ax.get_yticks().size
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-9, 1.0, 1e9, 1e90])
+def test_lines_through_templates_leave_the_panel_at_any_scale(ax, scale):
+    """Regression: they were a million units long, and vanished where the points lay farther out."""
+    plots.draw_projection(ax, scale * POINTS, [0, 1, 2, 5, 0], PLANE)
+    far = max(scale * np.abs(POINTS).max(), np.abs(PLANE.corners).max())
+    before = ax.get_xlim(), ax.get_ylim()
+    for line, corner in zip(ax.lines, PLANE.corners, strict=True):
+        start, end = line.get_xydata()
+        assert start.tolist() == [0, 0]
+        assert 999 * far < np.abs(end).max() < 1001 * far
+        np.testing.assert_allclose(end / np.abs(end).max(), corner / np.abs(corner).max(), atol=1e-12)
+    ax.relim()
+    ax.autoscale_view()
+    assert (ax.get_xlim(), ax.get_ylim()) == before
+
+
+def test_lines_through_templates_reach_as_far_as_told(ax):
+    plots.draw_projection(ax, POINTS, [0, 1, 2, 5, 0], PLANE, reach=1e12)
+    assert all(np.abs(line.get_xydata()[1]).max() == pytest.approx(1e15) for line in ax.lines)
+
+
+@pytest.mark.parametrize("below", [0, 0.1, 0.5])
+def test_room_below_the_square(ax, below):
+    side = plots.set_extent([ax], POINTS, PLANE, below)
+    plain = plots.set_extent([(other := plots.subplots()[1])], POINTS, PLANE)
+    assert side == plain
+    assert ax.get_xlim() == other.get_xlim()
+    assert ax.get_ylim()[1] == other.get_ylim()[1]
+    assert ax.get_ylim()[0] == pytest.approx(other.get_ylim()[0] - below * side, rel=1e-12)
+
+
 def test_a_projection_without_an_example_of_a_class(ax):
     plots.draw_projection(ax, POINTS[:2], [0, 0], PLANE)
     assert [len(drawn.get_offsets()) for drawn in scattered(ax)] == [0, 2, 0, 3]
@@ -388,12 +419,34 @@ def test_a_ruler_of_its_own_length_is_round_and_short(ax):
         assert float(ax.texts[-1].get_text()) == pytest.approx(expected)
 
 
-@given(st.floats(1e-300, 1e300))
+@given(st.floats(5e-324, 1.7e308))
 def test_round_lengths(value):
     found = plots.round_length(value)
-    assert f"{found:.6e}"[0] in "125"
-    assert float(f"{found:.6e}") == pytest.approx(float(f"{found:.0e}"))
-    assert found <= value * (1 + 1e-12) < 2.5 * found * (1 + 1e-9)
+    assert found <= value
+    digit, power = f"{found:.0e}".split("e")
+    if found > 1e-322:  # below, numbers have less than a digit
+        assert digit in "125"
+        assert float(f"{digit}e{power}") == found
+        following = {"1": "2", "2": "5", "5": "10"}[digit]
+        assert value < float(f"{following}e{power}")
+
+
+@pytest.mark.parametrize("power", range(-12, 13))
+def test_round_lengths_of_round_numbers(power):
+    """Regression: 5e-6 gave 2e-6, because 5 times 1e-6 is above it."""
+    before = float(f"5e{power - 1}")
+    for digit in (1, 2, 5):
+        length = float(f"{digit}e{power}")
+        assert plots.round_length(length) == length
+        assert plots.round_length(np.nextafter(length, math.inf)) == length
+        assert plots.round_length(np.nextafter(length, 0)) == before
+        before = length
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_what_has_no_round_length(value):
+    with pytest.raises(ValueError, match=f"value must be positive and finite, got {value}"):
+        plots.round_length(value)
 
 
 def test_ratios_stand_one_below_the_other_on_a_log_axis(ax):

@@ -54,7 +54,7 @@ def lines_of(out):
 
 
 def view_of(changes=None, classes=(0, 2, 4)):
-    return projection.view(projection.Network(**arrays() | (changes or {})), classes)
+    return projection.view(projection.network(**arrays() | (changes or {})), classes)
 
 
 # --- the figure
@@ -83,6 +83,7 @@ def test_a_panel_a_file(here, capsys):
     ("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("new/a.png", b"\x89PNG")]
 )
 def test_formats_and_the_same_bytes_again(here, capsys, name, start):
+    (here / "new").mkdir()
     assert run(capsys, "hard.npz", "--out", name)[0] == 0
     first = (here / name).read_bytes()
     assert first.startswith(start)
@@ -139,10 +140,11 @@ def test_a_name_with_an_underscore_and_a_long_one_are_in_the_legend():
     assert words(projection.draw({"net": view_of({"class_names": names})}))[1][:2] == ["_a", "a very long name of a c…"]
 
 
-def overlaps(figure):
-    """Pairs of the legend, the panels and the title that overlap in the drawn figure."""
-    figure.savefig(io.BytesIO(), format="png")
-    parts = [*figure.axes, *figure.legends, *([figure._suptitle] if figure._suptitle else [])]
+def overlaps(figure, form="png"):
+    """Pairs of the legend, the panels, their titles and the title above that overlap in the drawn figure."""
+    figure.savefig(io.BytesIO(), format=form)
+    titles = [ax.title for ax in figure.axes if ax.get_title()]
+    parts = [*figure.axes, *titles, *figure.legends, *([figure._suptitle] if figure._suptitle else [])]
     boxes = [part.get_window_extent() for part in parts]
     inside = figure.bbox.padded(1)
     assert all(inside.contains(*corner) for box in boxes for corner in box.corners()), "something is cut off"
@@ -164,6 +166,53 @@ def test_nothing_overlaps_and_every_point_is_inside(count):
         assert low < ruler < points[:, 1].min() - 0.02 * (high - low)  # below every point
 
 
+LONG = [f"experiments/cifar100/resnet20/alpha0.{k}/seed0/features.npz" for k in range(5)]  # titles of two lines
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+@pytest.mark.parametrize("title", [None, "Beavers", "a title " * 20])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_titles_of_two_lines_have_room(count, title, form):
+    """Regression: they were cut off at the sheet's top, or ran into the title above."""
+    figure = projection.draw(dict.fromkeys(LONG[:count], view_of()), title=title)
+    assert figure.axes[0].get_title().count("\n") == 1
+    assert overlaps(figure, form) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_a_figure_saved_twice_has_the_same_bytes(here, name):
+    """Regression: each drawing was one more pass of the layout, and moved the panels."""
+    views = dict.fromkeys(LONG[:2], view_of())
+    figure = projection.draw(views, title="Beavers")
+    written = []
+    for again in (figure, figure, projection.draw(views, title="Beavers")):
+        projection.save(again, name)
+        written.append(Path(name).read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_the_lines_reach_the_edge_in_every_panel(here):
+    """Regression: beside a panel with features a billion times as large, they were too short to be seen."""
+    views = {"large": view_of({"features": 1e9 * arrays()["features"]}), "small": view_of()}
+    for ax in projection.draw(views).axes:
+        half = np.ptp(ax.get_xlim()) / 2
+        ends = [np.linalg.norm(line.get_xydata()[1]) for line in ax.lines[:3]]
+        assert min(ends) > 10 * half
+
+
+def test_characters_that_the_font_lacks_are_said_in_one_line(here, capsys):
+    """Regression: there were boxes in the figure, and a warning of matplotlib's for each of them."""
+    np.savez("chinese.npz", **arrays() | {"class_names": np.array(["海狸", "海豚", "é", "ł", "鲸"])})
+    status, _, err = run(capsys, "chinese.npz", classes=("0", "1", "4"))
+    assert status == 0
+    assert err == "lsbook: warning: the figure's font, DejaVu Sans, lacks 海狸豚鲸: they are drawn as boxes\n"
+    assert run(capsys, "chinese.npz", "--title", "é $", classes=("é", "ł", "4"))[2].count("鲸") == 1
+    assert run(capsys, "hard.npz", "--title", "한국어")[2].count("한국어") == 1
+    with pytest.warns(UserWarning, match="lacks 鲸: they") as caught:
+        projection.draw({"鲸": view_of()})
+    assert len(caught) == 1
+
+
 def sides(figure):
     return [np.ptp(ax.get_xlim()) for ax in figure.axes]
 
@@ -183,7 +232,7 @@ def test_scale():
             assert ax.get_aspect() == 1
 
 
-@pytest.mark.parametrize(("options", "own"), [((), False), (("--same-scale",), False), (("--own-scale",), True)])
+@pytest.mark.parametrize(("options", "own"), [((), False), (("--own-scale",), True)])
 def test_the_scale_is_chosen_on_the_command_line(here, capsys, monkeypatch, options, own):
     """Regression: without an option each panel had its own scale."""
     given, draw = [], projection.draw
@@ -191,14 +240,6 @@ def test_the_scale_is_chosen_on_the_command_line(here, capsys, monkeypatch, opti
     assert run(capsys, "hard.npz", "smoothed.npz", "--title", "words", *options)[0] == 0
     ((views, own_scale, title),) = given
     assert (list(views), own_scale, title) == (["hard", "smoothed"], own, "words")
-
-
-def test_round_lengths():
-    for longest in np.geomspace(1e-5, 1e5, 301):
-        length = projection.round_length(longest)
-        assert longest / 2.5 - 1e-12 < length <= longest
-        assert f"{length:.0e}"[0] in "125"
-        assert float(f"{length:.0e}") == length
 
 
 def test_titles_are_told_apart(here, capsys):
@@ -222,7 +263,9 @@ def test_the_table_is_what_geometry_says(here, capsys):
         f, y = features[chosen], labels[chosen]
         points = geometry.project(f, geometry.template_plane(weight, bias, (2, 4, 0)))
         means = geometry.class_means(f, y)[1]
-        inside, all_of_it = (geometry.within_class_spread(x, y) ** 2 for x in (points, f))
+        # Directions in the plane, without the biases' part.
+        along, _ = np.linalg.qr((weight[[2, 4]] - weight[0]).T)
+        inside, all_of_it = (geometry.within_class_spread(x, y) ** 2 for x in (f @ along, f))
         expected = (
             60,
             ((features @ weight.T + bias).argmax(axis=1) == labels)[chosen].mean(),
@@ -280,6 +323,44 @@ def test_other_classes_change_only_the_accuracy():
     assert first == second
 
 
+@pytest.mark.parametrize("bias", [None, [0.0, 1.0, -1.0], [0.0, 30.0, -30.0]])
+def test_the_share_in_the_plane_is_1_if_nothing_is_hidden(bias):
+    """Regression: with biases it was less, as if they hid some of the spread."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20_000)
+    weight = np.array([[1.0, 0], [-0.5, 0.87], [-0.5, -0.87]])
+    features = 3 * weight[labels] + rng.normal(size=(60_000, 2))
+    shown = projection.view(projection.network(features, labels, weight, bias), (0, 1, 2))
+    assert projection.measures(shown)["share_in_plane"] == pytest.approx(1, abs=1e-12)
+    wide = np.column_stack([features, rng.normal(size=(60_000, 6))])
+    shown = projection.view(projection.network(wide, labels, np.pad(weight, ((0, 0), (0, 6))), bias), (0, 1, 2))
+    assert projection.measures(shown)["share_in_plane"] == pytest.approx(2 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize("copies", [1, 3, 7, 9, 60])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_examples_that_equal_their_class_mean_have_no_share_in_the_plane(copies, dtype):
+    """Regression: what rounding left of the spread was measured, and its share came out as 1.19."""
+    weight = np.random.default_rng(0).normal(size=(5, 16)).astype(dtype)
+    labels = np.repeat(np.arange(5), copies)
+    shown = projection.view(projection.network(np.repeat(weight, copies, axis=0), labels, weight), (0, 1, 2))
+    assert math.isnan(projection.measures(shown)["share_in_plane"])
+    assert "undefined" in repr(projection.table({"net": shown}))
+
+
+def test_norms_have_four_digits_at_any_scale():
+    """Regression: 0.000 for small features, and a number of 95 digits for large ones."""
+    data = arrays()
+    for scale in (1e-9, 1.0, 1e9, 1e90):
+        scaled = {name: scale * data[name] for name in ("features", "weight")} | {"bias": None}
+        view = view_of(scaled)
+        found = lines_of(repr(projection.table({"net": view})))
+        for name in ("feature_norm", "template_norm"):
+            (shown,) = found[projection.MEASURES[name]]
+            assert len(shown) < 11
+            assert float(shown) == pytest.approx(projection.measures(view)[name], rel=6e-4)
+
+
 def test_a_single_example_of_each_class():
     network = projection.Network(np.eye(3), np.arange(3), np.eye(3))
     shown = projection.view(network, (0, 1, 2))
@@ -292,6 +373,24 @@ def test_class_means_on_one_spot_of_the_plane():
     features = np.array([[0, 0, 0, 1.0], [0, 0, 0, 2], [0, 0, 0, 4]])
     network = projection.Network(features, np.arange(3), np.eye(3, 4))
     assert math.isnan(projection.measures(projection.view(network, (0, 1, 2)))["tightness_in_plane"])
+
+
+def test_class_means_on_one_spot_of_the_plane_but_for_rounding():
+    """Regression: the distances that rounding left were taken for the scale."""
+    rng = np.random.default_rng(0)
+    weight, labels = rng.normal(size=(3, 16)), np.repeat(np.arange(3), 60)
+    weight -= weight.mean(axis=0)  # so that 0 lies in the plane
+    normals = np.linalg.svd(weight)[2][2:]  # at right angles to the plane
+    features = 3.3 * labels[:, None] * normals[0] + 0.5 * rng.normal(size=(180, 13)) @ normals[1:]
+    found = projection.measures(projection.view(projection.network(features, labels, weight), (0, 1, 2)))
+    assert math.isnan(found["tightness_in_plane"])
+    assert found["share_in_plane"] < 1e-20
+
+
+def test_templates_beside_which_the_features_vanish():
+    found = projection.measures(view_of({"weight": 1e14 * arrays()["weight"]}))
+    assert math.isnan(found["tightness_in_plane"])
+    assert found["tightness"] == projection.measures(view_of())["tightness"]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble])
@@ -315,6 +414,67 @@ def test_without_bias_and_names(here, capsys):
     chosen = np.isin(data["labels"], (0, 2, 4))
     expected = geometry.tightness(points[chosen], data["labels"][chosen])
     assert lines_of(out)[projection.MEASURES["tightness_in_plane"]] == [f"{expected:.3f}"]
+
+
+# --- arrays at hand
+
+
+def same(one, other):
+    return all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, np.ndarray.tolist])
+def test_a_network_of_arrays_tensors_or_lists(kind):
+    """Regression: all but arrays failed, long after, with an error of numpy's or an attribute's."""
+    data = arrays()
+    names = data.pop("class_names")
+    network = projection.network(**{name: kind(array) for name, array in data.items()}, class_names=names.tolist())
+    assert same(network, projection.Network(**data, class_names=names))
+    assert projection.find_classes(network, ["ant", "cat", "4"]) == (0, 2, 4)
+    assert projection.measures(projection.view(network, (0, 2, 4))) == projection.measures(view_of())
+
+
+def test_a_network_of_bfloat16_with_a_gradient():
+    data = {name: torch.as_tensor(array) for name, array in arrays().items() if name != "class_names"}
+    data |= {name: data[name].bfloat16().requires_grad_() for name in ("features", "weight", "bias")}
+    network = projection.network(**data)
+    np.testing.assert_array_equal(network.features, data["features"].detach().double().numpy())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": list(range(5))}, "labels must have shape (100,)"),
+        ({"labels": [[1], [1, 2]]}, "labels must be an array of integers, got [[1], [1, 2]]"),
+        ({"features": [[1.0], [1.0, 2.0]]}, "features must be an array of floating point, got [[1.0], [1.0, 2.0]]"),
+        ({"features": "words"}, "features must be floating point, got dtype <U5"),
+        ({"weight": torch.ones(7, 5)}, "weight must have shape (K, 7)"),
+        ({"weight": None}, "weight must be floating point, got dtype object"),
+        ({"class_names": [1, 2, 3, 4, 5]}, "class_names must be strings, got dtype int64"),
+        ({"class_names": ["a", "b"]}, "class_names must have shape (5,)"),
+    ],
+)
+def test_arrays_at_hand_are_checked(changes, says):
+    with pytest.raises(ValueError) as caught:
+        projection.network(**arrays() | changes)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", [(0, 2, 4), np.array([0, 2, 4]), ["0", 2, "elk"], range(0, 5, 2)])
+def test_classes_may_be_numbers(wanted):
+    """Regression: numbers had no method of texts."""
+    assert projection.find_classes(projection.network(**arrays()), wanted) == (0, 2, 4)
+
+
+def test_numbers_are_no_names():
+    names = np.array(["4", "3", "x", "y", "z"])
+    assert projection.find_classes(projection.network(**arrays() | {"class_names": names}), (4, "4", 3)) == (4, 0, 3)
+
+
+@pytest.mark.parametrize("call", [projection.table, projection.draw])
+def test_no_views(call):
+    with pytest.raises(ValueError, match="views must hold one view .* or more, got none"):
+        call({})
 
 
 def test_names_go_before_numbers():
@@ -365,7 +525,21 @@ CHANGED = {
     ),
     "collinear": ({"weight": np.outer(np.arange(5.0), np.ones(7)), "bias": None}, ["(0, 2, 4) lie on one line"]),
     "equal templates": ({"weight": np.ones((5, 7)), "bias": None}, ["classes 0 and 2 are equal"]),
+    "collinear, by name": (
+        {"weight": np.outer(np.arange(5.0), np.ones(7)), "bias": None},
+        ["lie on one line", "(0 is ant, 2 is cat, 4 is elk)"],
+    ),
     "dead features": ({"features": np.zeros((100, 7))}, ["class means are one point"]),
+    # Regression: means of 0.1 differ in their last digit, and the error told of labels.
+    "equal features": (
+        {"features": np.full((100, 7), 0.1), "labels": np.repeat(np.arange(5), (17, 19, 20, 21, 23))},
+        ["class means are one point"],
+    ),
+    "empty name": ({"class_names": np.array(["ant", "", "cat", "d", "elk"])}, ["control characters, got '' for"]),
+    "blank name": ({"class_names": np.array(["ant", "bee", "cat", " ", "elk"])}, ["got ' ' for class 3"]),
+    "line in a name": ({"class_names": np.array(["ant", "b\ne", "cat", "d", "elk"])}, ["got 'b\\ne' for class 1"]),
+    "bell in a name": ({"class_names": np.array(["ant", "b\x07", "cat", "d", "elk"])}, ["got 'b\\x07' for class 1"]),
+    "half a letter": ({"class_names": np.array(["ant", "b\ud800", "cat", "d", "elk"])}, ["got 'b\\ud800' for"]),
 }
 
 
@@ -382,12 +556,22 @@ def test_wrong_arrays(here, capsys, changes, says):
         (("ant", "cat", "elf"), ["hard.npz", "'elf'", "did you mean 'elk'?"]),
         (("ant", "cat", "5"), ["hard.npz", "lie in [0, 4]", "got 5"]),
         (("ant", "cat", "-1"), ["hard.npz", "lie in [0, 4]", "got -1"]),
+        (("ant", "cat", "²"), ["hard.npz", "no class has the name '²'"]),
         (("ant", "cat", "ant"), ["three different classes", "ant, cat, ant"]),
         (("ant", "cat", "0"), ["three different classes", "ant, cat, 0"]),
     ],
 )
 def test_wrong_classes(here, capsys, classes, says):
     fails(capsys, "hard.npz", says=says, classes=classes)
+
+
+def test_what_is_no_number_is_not_read_as_one():
+    """Regression: the error was that of int()."""
+    data = arrays() | {"class_names": None}
+    with pytest.raises(ValueError, match="must be numbers 0 to 4, since there are no class_names, got '--5'"):
+        projection.find_classes(projection.network(**data), ["--5", "0", "1"])
+    with pytest.raises(ValueError, match="no class has the name '--5'; did you mean"):
+        projection.find_classes(projection.network(**arrays()), ["--5", "0", "1"])
 
 
 def test_classes_that_names_leave_open(here, capsys):
@@ -419,6 +603,7 @@ def test_files_that_are_none(here, capsys):
             archive.writestr(name, b"12345")
     fails(capsys, "raw.npz", says=["raw.npz", "features must be an array", "got 5 other bytes"])
     fails(capsys, "hard.npz", "hard.npz", says=["each file must be given once"])
+    fails(capsys, "hard.npz", f"../{here.name}/hard.npz", says=["each file must be given once"])  # by another name
 
 
 def test_a_file_that_is_cut_off(here, capsys):
@@ -463,16 +648,36 @@ def test_an_unknown_format_is_said_before_any_work(here, capsys, name):
     fails(capsys, "absent.npz", "--out", name, says=["--out must end in one of .png, .svg, .pdf", f"'{name}'"])
 
 
+def cannot_write(capsys, name, says):
+    """The table is printed, nothing is written, and one line says which file could not be, not a hidden one."""
+    before = sorted(Path().rglob("*"))
+    status, out, err = run(capsys, "hard.npz", "--out", name)
+    assert (status, err) == (2, f"lsbook: error: --out: cannot write {name}: {says}\n")
+    assert list(lines_of(out)) == list(projection.MEASURES.values())
+    assert "figure:" not in out
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_a_failure_leaves_the_figure_as_it_was(here, capsys, monkeypatch):
+    """Regression: the table was lost, and the error named a hidden file."""
     Path("projection.png").write_text("before")
     np.savez("wrong.npz", **arrays() | {"weight": np.ones((5, 7)), "bias": np.zeros(5)})
     fails(capsys, "wrong.npz", says=["wrong"])
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
-        fails(capsys, "hard.npz", says=["no"])
+    for call in ("os.replace", "os.fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(call, lambda *_: (_ for _ in ()).throw(OSError(5, "no", ".projection.png.part")))
+            cannot_write(capsys, "projection.png", "no")
     assert Path("projection.png").read_text() == "before"
     Path("folder.png").mkdir()
-    fails(capsys, "hard.npz", "--out", "folder.png", says=["folder.png"])
+    cannot_write(capsys, "folder.png", "Is a directory")
+
+
+def test_a_missing_folder_is_said_before_any_work(here, capsys):
+    """Regression: it was made in silence."""
+    says = ["--out: cannot write new/deep/a.png: there is no folder new/deep"]
+    fails(capsys, "absent.npz", "--out", "new/deep/a.png", says=says)
+    with pytest.raises(FileNotFoundError, match="there is no folder new"):
+        projection.save(projection.draw({"net": view_of()}), "new/a.png")
 
 
 def test_usage(capsys):
@@ -480,7 +685,7 @@ def test_usage(capsys):
         ("hard.npz",),
         ("--classes", "a", "b", "c"),
         ("hard.npz", "--classes", "a", "b"),
-        ("x", "--classes", "a", "b", "c", "--own-scale", "--same-scale"),
+        ("x", "--classes", "a", "b", "c", "--own-scale", "--title"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["project", *wrong])

@@ -1,15 +1,19 @@
 /* The explorer of "How the clusters form": two networks, hard targets and smoothed ones, epoch by epoch in the plane
    through three templates. Plain JavaScript and SVG. Pictures and numbers come from growth-data.js, which
-   _ext/growth_data.py writes; nothing is computed here but where on the screen a place lies. */
+   _ext/growth_data.py writes; nothing is computed here but where on the screen a place lies. What it shares with other
+   explorers comes from shared.js. */
 (function () {
   "use strict";
+
+  const { html, svg, line, KINDS, placesIn, scaled, crosses, radios, redrawOnResize, start } = window.lsbook.shared;
 
   // ---------------------------------------------------------------- data, settings and words
 
   const { classes: DIGITS, epochs: EPOCHS, images: IMAGES, frames: FRAMES } = window.lsbook.growthData;
   const LAST = EPOCHS.length - 1;
   const TARGETS = [["0", "Hard"], ["0.1", "Smoothed"]];
-  const SCALES = [["own", "own, at each epoch"], ["one", "one for all epochs"]];
+  const EXPLORER = "growth";
+  const SCALES = ["scale", "Scale", [["own", "own, at each epoch"], ["one", "one for all epochs"]]];
   const PAUSE = 900; // milliseconds between two epochs while it plays
 
   /** A frame of the data, its lengths in units of the plane. */
@@ -45,47 +49,21 @@
     `held-out images of these digits are drawn; the numbers are of all ${IMAGES}. One scale for all epochs is also ` +
     `the same in both pictures.`;
 
-  // ---------------------------------------------------------------- elements and scales
-
-  /** Make an element of a namespace; children are elements or strings. */
-  function make(namespace, tag, attributes, children) {
-    const node = document.createElementNS(namespace, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-  const html = (tag, attributes = {}, ...children) =>
-    make("http://www.w3.org/1999/xhtml", tag, attributes, children);
-  const svg = (tag, attributes = {}, ...children) =>
-    make("http://www.w3.org/2000/svg", tag, attributes, children);
-  const line = (x1, y1, x2, y2, name) => svg("line", { x1, y1, x2, y2, class: name });
+  // ---------------------------------------------------------------- scales
 
   const RULER = 26; // pixels below the frame, for the ruler
-  const PADDING = 12; // pixels between the outermost mark and the frame
-  const KINDS = ["first", "second", "third"]; // colours, in explorer.css
   const MARKS = ["M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0 -6.8 0Z", "M-3-3H3V3H-3Z", "M0-4.1L3.9 2.8H-3.9Z"];
 
-  /** Least and largest value of the pictures' points and templates on one axis. */
-  function limits(pictures, axis) {
-    const values = pictures.flatMap(({ points, corners }) => [...points.flat(), ...corners].map((p) => p[axis]));
-    return [Math.min(...values), Math.max(...values)];
-  }
-
-  /** The frame, `unit` pixels to one unit on both axes, with x and y turning data into pixels. */
-  function area(width, height, pictures) {
-    const box = { left: 1, right: width - 1, top: 1, bottom: height - RULER };
-    const [[xLow, xHigh], [yLow, yHigh]] = [0, 1].map((axis) => limits(pictures, axis));
-    box.unit = Math.min((box.right - box.left - 2 * PADDING) / (xHigh - xLow),
-      (box.bottom - box.top - 2 * PADDING) / (yHigh - yLow));
-    box.x = (value) => (box.left + box.right) / 2 + (value - (xLow + xHigh) / 2) * box.unit;
-    box.y = (value) => (box.top + box.bottom) / 2 - (value - (yLow + yHigh) / 2) * box.unit;
-    return box;
-  }
+  /** The frame with room for these pictures. */
+  const area = (width, height, pictures) => scaled(
+    { left: 1, right: width - 1, top: 1, bottom: height - RULER }, placesIn(pictures, ({ points }) => points.flat()));
 
   /** 1, 2 or 5 times a power of ten, the largest that is not above a positive value. */
   function roundLength(value) {
-    const power = 10 ** Math.floor(Math.log10(value));
-    return Number(([5, 2, 1].find((digit) => digit * power <= value) * power).toPrecision(1));
+    const power = Math.floor(Math.log10(value));
+    // As text, because 5 * 1e-6 is not 5e-6; with the powers beside it, because the logarithm is rounded.
+    const lengths = [1, 0, -1].flatMap((more) => [5, 2, 1].map((digit) => Number(`${digit}e${power + more}`)));
+    return lengths.find((length) => length <= value);
   }
 
   // ---------------------------------------------------------------- the picture
@@ -110,17 +88,7 @@
     });
   }
 
-  /** Crosses of the templates; where these lie close together, the crosses are smaller. */
-  function templates(box, corners) {
-    const places = corners.map(([x, y]) => [box.x(x), box.y(y)]);
-    const apart = places.map(([x, y], k) => Math.hypot(x - places[(k + 1) % 3][0], y - places[(k + 1) % 3][1]));
-    const size = Math.max(3, Math.min(7, Math.min(...apart) / 5));
-    return places.flatMap(([x, y], kind) => {
-      const d = `M${x - size} ${y - size}l${2 * size} ${2 * size}m0 ${-2 * size}l${-2 * size} ${2 * size}`;
-      return [svg("path", { d, class: "halo" }),
-        svg("path", { d, class: `template ${KINDS[kind]}`, "data-x": x, "data-y": y })];
-    });
-  }
+  const templates = (box, corners) => crosses(corners.map(([x, y]) => [box.x(x), box.y(y)]), 7, 1 / 5);
 
   /** Below the frame: a bar, at most a quarter of it long, with its length; the epoch at the other end. */
   function footer(box, length, epoch) {
@@ -195,18 +163,6 @@
     return { node: button, update, stop, playing };
   }
 
-  /** Radio buttons of the scale. */
-  function scales(onChange) {
-    const inputs = SCALES.map(([value]) =>
-      html("input", { type: "radio", name: "explorer-growth-scale", value, autocomplete: "off" }));
-    const labels = SCALES.map(([, words], i) => html("label", {}, inputs[i], ` ${words}`));
-    inputs.forEach((input) => input.addEventListener("change", () => onChange({ scale: input.value })));
-    const update = (s) => inputs.forEach((input) => { input.checked = input.value === s.scale; });
-    const node = html("fieldset", { class: "explorer-choice" },
-      html("legend", {}, "Scale"), html("div", {}, ...labels));
-    return { node, update };
-  }
-
   /** Which mark is which digit. */
   function legend() {
     const size = { width: 14, height: 14, viewBox: "-7 -7 14 14" };
@@ -222,10 +178,12 @@
     const lines = TARGETS.map(() => html("span", {}));
     const node = html("p", { class: "explorer-summary" }, ...lines.flatMap((part) => [part, " "]));
     const update = (s) => {
+      const before = node.getAttribute("aria-live");
       node.setAttribute("aria-live", playing() ? "off" : "polite");
+      const again = before === "off" && !playing(); // what was not spoken while it played is, where it comes to rest
       lines.forEach((part, i) => {
         const words = numbers(s.pictures[i]);
-        if (part.textContent !== words) part.textContent = words;
+        if (again || part.textContent !== words) part.replaceChildren(words);
       });
     };
     return { node, update };
@@ -238,7 +196,7 @@
     const change = (changes) => { state = { ...state, ...changes }; update(); };
     const play = player(() => state.step, change);
     const slider = epochSlider((changes) => { play.stop(); change(changes); });
-    const scale = scales(change);
+    const scale = radios(EXPLORER, SCALES, change);
     const panels = TARGETS.map((_, position) => panel(position));
     const words = spoken(play.playing);
     const parts = [slider, play, scale, ...panels, words];
@@ -250,17 +208,5 @@
     redrawOnResize(root, update);
   }
 
-  /** Draw anew when the width changes; in the next frame, because drawing changes the height, which is observed too. */
-  function redrawOnResize(root, update) {
-    let width = root.clientWidth;
-    new ResizeObserver(() => {
-      if (root.clientWidth === width) return;
-      width = root.clientWidth;
-      requestAnimationFrame(update);
-    }).observe(root);
-  }
-
-  const start = () => document.querySelectorAll("#explorer-growth").forEach(build);
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  start(EXPLORER, build);
 })();

@@ -133,18 +133,7 @@
 
   // ---------------------------------------------------------------- elements and scales
 
-  /** Make an element of a namespace; children are elements or strings. */
-  function make(namespace, tag, attributes, children) {
-    const node = document.createElementNS(namespace, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-  const html = (tag, attributes = {}, ...children) =>
-    make("http://www.w3.org/1999/xhtml", tag, attributes, children);
-  const svg = (tag, attributes = {}, ...children) =>
-    make("http://www.w3.org/2000/svg", tag, attributes, children);
-  const line = (x1, y1, x2, y2, name) => svg("line", { x1, y1, x2, y2, class: name });
+  const { html, svg, line } = window.lsbook.shared;
   const text = (x, y, words, anchor = "start", name = "") =>
     svg("text", { x, y, "text-anchor": anchor, class: name }, words);
 

@@ -1,9 +1,13 @@
 /* The explorer of the chapter "Penultimate geometry": features projected onto the plane through three templates.
    Plain JavaScript and SVG. The mathematics comes first and is checked against numpy by
    tests/test_projection_viewer.py; everything below it only shows what these functions return.
-   The numbers come from projection-data.js, which _ext/projection_data.py writes. */
+   The numbers come from projection-data.js, which _ext/projection_data.py writes; what it shares with other explorers
+   comes from shared.js. */
 (function () {
   "use strict";
+
+  const { html, svg, line, KINDS, distance, placesIn, scaled, crosses, radios, redrawOnResize, start } =
+    window.lsbook.shared;
 
   // ---------------------------------------------------------------- mathematics
   // v_k = (w_k, b_k) are templates, x = (f, 1) is an example, z_k = x · v_k its logits, G_ij = v_i · v_j. Since
@@ -11,7 +15,6 @@
 
   const NETWORKS = window.lsbook.projectionData;
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const distance = ([x, y], [u, v]) => Math.hypot(x - u, y - v);
   const centre = (places) => [mean(places.map((p) => p[0])), mean(places.map((p) => p[1]))];
 
   /** A function from three logits to coordinates: origin at the templates' centroid, first axis from v_a to v_b,
@@ -62,6 +65,7 @@
 
   // ---------------------------------------------------------------- settings and words
 
+  const EXPLORER = "projection";
   const ALPHAS = { 0: "hard", 0.1: "smoothed" };
   const SPLITS = { train: "training", test: "held-out" };
   const START = { network: "0", alpha: "0", split: "train", scale: "same", classes: [0, 1, 2], image: 0 };
@@ -77,13 +81,25 @@
   const nameOf = (state, label) => NETWORKS[state.network].names[label];
   const namesOf = (state) => state.classes.map((k) => nameOf(state, NETWORKS[state.network].shown[k]));
 
-  /** The pictures of all targets and images for these classes, and the one that is chosen. */
+  /** The pictures of all targets and images for these classes. */
+  const picturesOf = ({ network, classes }) => Object.keys(ALPHAS).flatMap((alpha) =>
+    Object.keys(SPLITS).map((split) => ({ alpha, split, ...view(network, alpha, split, classes) })));
+
+  /** The state after some changes. Only other classes make other pictures; only other targets keep the image. */
+  function changed(state, changes) {
+    const next = { ...state, ...("network" in changes ? { classes: START.classes } : {}), ...changes };
+    const differs = (keys) => keys.some((key) => next[key] !== state[key]);
+    if (differs(["network", "classes"])) next.pictures = picturesOf(next);
+    if (differs(["network", "classes", "split"])) next.image = 0;
+    return next;
+  }
+
+  /** The state with the picture that is chosen, that of the other targets, and the names of the classes. */
   function solve(state) {
-    const pictures = Object.keys(ALPHAS).flatMap((alpha) => Object.keys(SPLITS).map((split) =>
-      ({ alpha, split, ...view(state.network, alpha, split, state.classes) })));
-    const chosen = pictures.find(({ alpha, split }) => alpha === state.alpha && split === state.split);
-    const other = pictures.find(({ alpha, split }) => alpha !== state.alpha && split === state.split);
-    return { ...state, pictures, chosen, other, names: namesOf(state) };
+    const among = state.pictures.filter(({ split }) => split === state.split);
+    const chosen = among.find(({ alpha }) => alpha === state.alpha);
+    const other = among.find(({ alpha }) => alpha !== state.alpha);
+    return { ...state, chosen, other, names: namesOf(state) };
   }
 
   /** The picture's numbers in words, with the ratio of the other targets beside it. */
@@ -109,43 +125,17 @@
 
   // ---------------------------------------------------------------- elements and scales
 
-  /** Make an element of a namespace; children are elements or strings. */
-  function make(namespace, tag, attributes, children) {
-    const node = document.createElementNS(namespace, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-  const html = (tag, attributes = {}, ...children) =>
-    make("http://www.w3.org/1999/xhtml", tag, attributes, children);
-  const svg = (tag, attributes = {}, ...children) =>
-    make("http://www.w3.org/2000/svg", tag, attributes, children);
-  const line = (x1, y1, x2, y2, name) => svg("line", { x1, y1, x2, y2, class: name });
   const text = (x, y, words, anchor = "start", name = "") =>
     svg("text", { x, y, "text-anchor": anchor, class: name }, words);
 
   const MARGIN = { left: 38, right: 10, top: 28, bottom: 74 };
   const EDGE = 8; // where names and legend start, left of the frame, because they need the width
-  const PADDING = 12; // pixels between the outermost mark and the frame
-  const KINDS = ["first", "second", "third"]; // colours, in explorer.css
   const MARKS = ["M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0Z", "M-4-4H4V4H-4Z", "M0-5.2L5 3.6H-5Z"];
 
-  /** Least and largest value of the pictures' points and templates on one axis. */
-  function limits(pictures, axis) {
-    const values = pictures.flatMap(({ points, corners }) =>
-      [...points.map((point) => point.place), ...corners].map((place) => place[axis]));
-    return [Math.min(...values), Math.max(...values)];
-  }
-
-  /** The plotting area, `unit` pixels to one unit on both axes, with x and y turning data into pixels. */
+  /** The plotting area with room for these pictures. */
   function area(width, height, pictures) {
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
-    const [[xLow, xHigh], [yLow, yHigh]] = [0, 1].map((axis) => limits(pictures, axis));
-    box.unit = Math.min((box.right - box.left - 2 * PADDING) / (xHigh - xLow),
-      (box.bottom - box.top - 2 * PADDING) / (yHigh - yLow));
-    box.x = (value) => (box.left + box.right) / 2 + (value - (xLow + xHigh) / 2) * box.unit;
-    box.y = (value) => (box.top + box.bottom) / 2 - (value - (yLow + yHigh) / 2) * box.unit;
-    return box;
+    return scaled(box, placesIn(pictures, ({ points }) => points.map((point) => point.place)));
   }
 
   /** Round numbers whose pixels lie in [low, high] and at least 44 pixels apart. */
@@ -189,17 +179,11 @@
     return ranked.map(([, { place, kind, confidence }]) => mark(box.x(place[0]), box.y(place[1]), kind, confidence));
   }
 
-  /** Triangle and crosses of the templates; where these lie close together, the crosses are smaller. */
+  /** Triangle and crosses of the templates. */
   function templates(box, corners) {
     const places = corners.map(([x, y]) => [box.x(x), box.y(y)]);
-    const shortest = Math.min(...places.map((place, k) => distance(place, places[(k + 1) % 3])));
-    const size = Math.max(3, Math.min(8, shortest / 3));
-    const cross = (x, y) => `M${x - size} ${y - size}l${2 * size} ${2 * size}m0 ${-2 * size}l${-2 * size} ${2 * size}`;
-    const crosses = places.flatMap(([x, y], kind) => [
-      svg("path", { d: cross(x, y), class: "halo" }),
-      svg("path", { d: cross(x, y), class: `template ${KINDS[kind]}`, "data-x": x, "data-y": y }),
-    ]);
-    return [svg("path", { d: `M${places.map((place) => place.join(" ")).join("L")}Z`, class: "triangle" }), ...crosses];
+    const triangle = `M${places.map((place) => place.join(" ")).join("L")}Z`;
+    return [svg("path", { d: triangle, class: "triangle" }), ...crosses(places, 8, 1 / 3)];
   }
 
   /** Names of the classes on the sides where their templates lie: lower left, lower right, top. */
@@ -266,18 +250,7 @@
 
   // ---------------------------------------------------------------- the page
 
-  /** Radio buttons of one setting. */
-  function radios([key, title, options], onChange) {
-    const inputs = options.map(([value]) =>
-      html("input", { type: "radio", name: `explorer-projection-${key}`, value, autocomplete: "off" }));
-    const labels = options.map(([, words], i) => html("label", {}, inputs[i], ` ${words}`));
-    inputs.forEach((input) => input.addEventListener("change", () => onChange({ [key]: input.value })));
-    const update = (s) => inputs.forEach((input) => { input.checked = input.value === s[key]; });
-    const node = html("fieldset", { class: "explorer-choice" }, html("legend", {}, title), html("div", {}, ...labels));
-    return { node, update };
-  }
-
-  /** The list of one of the three classes. What another list has chosen cannot be chosen again. */
+  /** The list of one of the three classes. */
   function classList(title, position, onChange) {
     const id = `explorer-projection-class-${position}`;
     const list = html("select", { id, autocomplete: "off" });
@@ -291,9 +264,6 @@
     const update = (s) => {
       if (network !== s.network) fill(s);
       list.value = s.classes[position];
-      [...list.options].forEach((option, i) => {
-        option.disabled = i !== s.classes[position] && s.classes.includes(i);
-      });
     };
     list.addEventListener("change", () => onChange(position, Number(list.value)));
     return { node: html("div", { class: "explorer-class" }, label, list), update };
@@ -321,24 +291,20 @@
   }
 
   const NOTE = "Each mark is an image, in the plane through the three classes’ templates; both axes have the same " +
-    "unit. The fuller a mark, the more confident the network. The ratio is the spread over the distance. The same scale " +
-    "holds for training and held-out images too.";
+    "unit. The fuller a mark, the more confident the network. The ratio is the spread over the distance. The scale " +
+    "“same for hard and smoothed” is also the same for training and held-out images.";
 
   /** Fill the explorer's place, replacing what stood there for readers without scripts. */
   function build(root) {
-    let state = { ...START };
+    let state = changed({}, START);
     const update = () => { const solution = solve(state); parts.forEach((part) => part.update(solution)); };
-    const change = (changes) => {
-      // Another network has other classes.
-      state = { ...state, ...changes, ...("network" in changes ? { classes: START.classes, image: 0 } : {}) };
-      update();
-    };
-    // A class that stands elsewhere (no list offers it) changes places with the one it replaces.
+    const change = (changes) => { state = changed(state, changes); update(); };
+    // A class that another list has chosen changes places with the one it replaces.
     const changeClass = (position, chosen) => change({ classes: state.classes.map((k, i) => {
       if (i === position) return chosen;
       return k === chosen ? state.classes[position] : k;
     }) });
-    const choices = CHOICES.map((choice) => radios(choice, change));
+    const choices = CHOICES.map((choice) => radios(EXPLORER, choice, change));
     const lists = ORDER.map((title, position) => classList(title, position, changeClass));
     const picture = panel((image) => { if (image !== state.image) change({ image }); });
     const slider = imageSlider(change);
@@ -356,17 +322,5 @@
     redrawOnResize(root, update);
   }
 
-  /** Draw anew when the width changes; in the next frame, because drawing changes the height, which is observed too. */
-  function redrawOnResize(root, update) {
-    let width = root.clientWidth;
-    new ResizeObserver(() => {
-      if (root.clientWidth === width) return;
-      width = root.clientWidth;
-      requestAnimationFrame(update);
-    }).observe(root);
-  }
-
-  const start = () => document.querySelectorAll("#explorer-projection").forEach(build);
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  start(EXPLORER, build);
 })();
