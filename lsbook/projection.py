@@ -10,6 +10,7 @@ import numbers
 import textwrap
 import unicodedata
 import warnings
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
