@@ -48,9 +48,10 @@ html-tests: env  ## the tests of the built pages (after `make book`)
 notebooks: env  ## execute the chapters and write their outputs, normalised, into the notebooks
 	$(BIN)/lsbook notebooks
 
-explorer-data: env  ## write the data of the explorers anew: stored runs projected, small networks while they train
+explorer-data: env  ## write the data of the explorers anew: from stored runs, and small networks while they train
 	$(BIN)/python _ext/projection_data.py
 	$(BIN)/python _ext/growth_data.py
+	$(BIN)/python _ext/reliability_data.py
 
 # The environment is made once, and again when the lock or pyproject.toml changes. The stamp is the last thing
 # written and `.making` the first, so that an install that was killed is thrown away instead of trusted. The stamp

@@ -16,6 +16,7 @@ MODULES = (
     "theory",
     "information",
     "calibration",
+    "selective",
     "geometry",
     "datasets",
     "images",

@@ -332,14 +332,15 @@ def temperature_fit(logits, labels):
     if largest == 0:
         return TemperatureFit(1.0, *2 * (float(np.log(logits.shape[1])),), "all logits of an example are equal")
     low, problem = min(1e-6 / largest, 1.0), ""
+    before, after = _nll(below, right, 1.0), None
     if not right.any():
         problem = "every label has the largest logit: the NLL falls for ever as T → 0"
         inverse = -1e3 / float(below[below < 0].max())
-    elif _slope(below, right, low)[1] >= 0:
+    elif _falls_for_ever(below, right, low):
         inverse, problem = low, "labels have no larger logits than other classes: the NLL falls for ever as T → ∞"
     else:
-        inverse = _newton(below, right, low)
-    return TemperatureFit(1 / inverse, _slope(below, right, 1.0)[0], _slope(below, right, inverse)[0], problem)
+        inverse, after = _newton(below, right, low, _start(below, right, low))
+    return TemperatureFit(1 / inverse, before, _nll(below, right, inverse) if problem else after, problem)
 
 
 def fit_temperature(logits, labels):
@@ -354,40 +355,60 @@ def fit_temperature(logits, labels):
     return fit.temperature
 
 
+def _nll(below, right, inverse):
+    """NLL at β = inverse, for logits less the largest of each row."""
+    weights = np.multiply(below, inverse)
+    np.exp(weights, out=weights)
+    return float((np.log(np.einsum("ij->i", weights)) - inverse * right).mean())
+
+
 def _slope(below, right, inverse):
     """NLL at β = inverse, its slope and its curvature, for logits less the largest of each row."""
     weights = np.multiply(below, inverse)
     np.exp(weights, out=weights)
-    total = weights.sum(axis=1)
+    total = np.einsum("ij->i", weights)  # on short rows faster than `sum`
     weights *= below
-    mean = weights.sum(axis=1) / total
+    mean = np.einsum("ij->i", weights) / total
     square = np.einsum("ij,ij->i", weights, below) / total
     nll = (np.log(total) - inverse * right).mean()
     return float(nll), float((mean - right).mean()), float((square - mean**2).mean())
 
 
-def _newton(below, right, low, start=1.0, tolerance=1e-12):
-    """The β > low where the slope, which is negative at low, is 0; some label must lack the largest logit.
+def _falls_for_ever(below, right, low):
+    """Whether the NLL does not fall from low on; up to there its slope grows by less than 1e-6 of the largest gap."""
+    return below.mean() - right.mean() > 1e-6 * below.min() and _slope(below, right, low)[1] >= 0
 
-    A step out of the bracket becomes a bisection of its logarithm; until there is an upper end, steps are at most
-    thousandfold.
+
+def _start(below, right, low):
+    """Nearly the β of `_newton`, in float32, which is cheaper: first from a part of the examples, then from all."""
+    start = 1.0
+    if 1e-12 < low < 1:  # else the differences are too large or too small for float32
+        below, right = below.astype(np.float32), right.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for step in (len(below) // FEW, 1):
+                if step and right[::step].any():
+                    start, _ = _newton(below[::step], right[::step], low, start, tolerance=1e-3, turns=20)
+    return start if low < start < np.inf else 1.0
+
+
+def _newton(below, right, low, point, tolerance=1e-6, turns=200):
+    """The β > low where the slope, negative at low, is 0, and the NLL there; some label must lack the largest logit.
+
+    A step out of the bracket becomes a bisection of its logarithm, but by no more than a factor of 8; until there is
+    an upper end, steps are at most thousandfold. Errors are squared: after a step of 1e-6 nothing is left to gain.
     """
-    if len(below) > 8 * FEW:  # a good start from a part of the examples saves steps on all of them
-        part = slice(None, None, len(below) // FEW)
-        if right[part].any() and _slope(below[part], right[part], low)[1] < 0:
-            start = _newton(below[part], right[part], low, tolerance=1e-3)
-    point, high = start, np.inf
-    for _ in range(200):
-        _, slope, curvature = _slope(below, right, point)
+    high = np.inf
+    for _ in range(turns):
+        nll, slope, curvature = _slope(below, right, point)
         low, high = (low, point) if slope > 0 else (point, high)
-        step = point - slope / curvature if curvature > 0 else np.nan
         furthest = min(high, 1e3 * point)
-        elsewhere = furthest if high == np.inf else np.sqrt(low * high)
-        new = step if low < step < furthest else elsewhere
-        if abs(new - point) <= tolerance * point:
-            break
-        point = new
-    return float(new)
+        step = -slope / curvature if curvature > 0 else np.nan
+        if not (abs(step) <= tolerance * point or low < point + step < furthest):
+            step = (furthest if high == np.inf else max(np.sqrt(low * high), high / 8)) - point
+        if abs(step) <= tolerance * point:
+            return float(point + step), float(nll + slope * step / 2)
+        point += step
+    return float(point), _nll(below, right, point)
 
 
 def _edges(confidence, num_bins, strategy):
