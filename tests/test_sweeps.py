@@ -1,6 +1,7 @@
 """Sweeps: every run is there in the end and none is trained twice, whatever happens to the processes."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -369,6 +370,21 @@ def test_no_scheduler(folder, monkeypatch, address):
     with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at '{address}'.*such as tcp://"):
         sweeps.run_all(SPECS, folder, scheduler=address)
     assert not folder.exists()
+
+
+def test_no_scheduler_leaves_no_client_behind(folder, monkeypatch):
+    """Regression: collected while the next client started, a failed one waited for that one's lock, for ever."""
+    distributed = pytest.importorskip("distributed", reason='Dask is missing: pip install "lsbook[cluster]"')
+    monkeypatch.setattr(sweeps, "PATIENCE", 0.3)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionError) as caught:
+            sweeps.run_all(SPECS, folder, scheduler="tcp://127.0.0.1:9")
+        assert [thing for thing in gc.get_objects() if type(thing) is distributed.Client] == []
+    finally:
+        gc.enable()
+    assert caught.value.__cause__ is None  # its traceback would hold the client
 
 
 def test_without_dask(folder, monkeypatch):
