@@ -4,10 +4,11 @@ What is stored is skipped, and a run takes its lock before it trains, so that a 
 or started twice: two sweeps of the same runs share them. A killed worker's run is taken up by another worker.
 """
 
+import gc
 import os
 import threading
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -112,13 +113,17 @@ def _client(address):
         import distributed
     except ImportError as error:
         raise ModuleNotFoundError('a cluster needs Dask: pip install "lsbook[cluster]"') from error
-    try:
+    client = None
+    with suppress(OSError, ValueError):
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
+    if client is None:
+        # A client that failed lives on in cycles of references. If it were collected while the next one starts, both
+        # would wait for one lock for ever, so collect it now; and no exception, which would keep it, is chained.
+        gc.collect()
         raise ConnectionError(
             f"no Dask scheduler answers at {address!r} after {PATIENCE} s; expected the address that `dask scheduler` "
             f"prints, such as tcp://10.0.0.1:8786"
-        ) from error
+        )
     with client:
         yield client
 

@@ -99,3 +99,14 @@ def check_contrast(found, dark):
         assert contrast(colour, ground) >= 4.5, f"{said}: {colour} on {ground}"
     for name, colour, ground in found["shapes"]:
         assert contrast(colour, ground) >= 3, f"{name}: {colour} on {ground}"
+
+
+def still_is_seen_without_scripts(browser, path, explorer):
+    """Whether a page with the explorer, written to `path`, shows the still picture where no script runs."""
+    path.write_text(page_html(explorer), encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    seen = tab.locator("#still").is_visible()
+    context.close()
+    return seen

@@ -130,8 +130,8 @@ def unique_figure_names(books):
 
 
 def cell_lengths(notebook):
-    lengths = {place(cell): len(cell.source.splitlines()) for cell in code_cells(notebook)}
-    problems = [f"{where}: {n} lines, more than {LONGEST_CELL}" for where, n in lengths.items() if n > LONGEST_CELL]
+    lengths = [(place(cell), len(cell.source.splitlines())) for cell in code_cells(notebook)]
+    problems = [f"{where}: {n} lines, more than {LONGEST_CELL}" for where, n in lengths if n > LONGEST_CELL]
     own = [len(cell.source.splitlines()) for cell in code_cells(notebook) if not notebooks.is_setup(cell)]
     if own and statistics.median(own) > MEDIAN_CELL:
         problems.append(f"the median code cell has {statistics.median(own)} lines, more than {MEDIAN_CELL}")

@@ -6,7 +6,14 @@ from functools import cache
 import growth_data
 import numpy as np
 import pytest
-from explorer_pages import COLOURS, EXPLORERS, LAYOUT, book_extension, check_contrast, page_html
+from explorer_pages import (
+    COLOURS,
+    EXPLORERS,
+    LAYOUT,
+    book_extension,
+    check_contrast,
+    still_is_seen_without_scripts,
+)
 
 from lsbook import geometry, plots
 
@@ -127,12 +134,7 @@ def test_every_epoch_says_its_numbers(page):
 
 
 def test_without_scripts_the_still_stays(browser, tmp_path):
-    (tmp_path / "page.html").write_text(page_html(EXPLORER), encoding="utf-8")
-    context = browser.new_context(java_script_enabled=False)
-    tab = context.new_page()
-    tab.goto((tmp_path / "page.html").as_uri())
-    assert tab.locator("#still").is_visible()
-    context.close()
+    assert still_is_seen_without_scripts(browser, tmp_path / "page.html", EXPLORER)
 
 
 def test_keyboard(page):

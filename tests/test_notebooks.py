@@ -429,6 +429,11 @@ MUTATIONS = {
         "must have 30 characters or more, got 'A figure.'",
     ),
     "long cell": ("cell_lengths", change(4, source="x = 1\n" * 21), "21 lines, more than 20"),
+    "long cell that starts like a later one": (
+        "cell_lengths",
+        lambda book: [book.cells[3 + k].update(source="x = 1\n" * lines) for k, lines in enumerate((21, 2))],
+        "21 lines, more than 20",
+    ),
     "long cells": (
         "cell_lengths",
         lambda book: [cell.update(source="x = 1\n" * 9) for cell in book.cells[2:5]],

@@ -1,6 +1,7 @@
 """Sweeps: every run is there in the end and none is trained twice, whatever happens to the processes."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -69,6 +70,14 @@ def train_or_fail(spec, folder, device, log):
     train(spec, folder, device, log)
 
 
+def train_when_two_are_there(spec, folder, device, log):
+    """Train, but go on only when two processes have started, or after a minute: on a busy machine one may be late."""
+    train(spec, folder, device, log)
+    late = time.monotonic() + 60
+    while len({pid for _, pid, *_ in notes(log, "start")}) < 2 and time.monotonic() < late:
+        time.sleep(0.05)
+
+
 def assert_all_trained_once(specs, folder, log):
     """Every run is whole, none was stored twice, no lock is held, and nothing half-written lies about."""
     entries = runs.stored(folder)
@@ -110,7 +119,7 @@ def test_processes_share_the_cores_and_keep_off_the_screen(folder, log, monkeypa
     monkeypatch.setenv("LSBOOK_PROGRESS", "1")
     monkeypatch.setattr("joblib.cpu_count", lambda: 6)
     monkeypatch.setattr(training, "progress_bar", lambda items, **_: items)
-    sweeps.run_all(SPECS, folder, jobs=2, train=partial(train, log=log, seconds=0.1))
+    sweeps.run_all(SPECS, folder, jobs=2, train=partial(train_when_two_are_there, log=log))
     _, pids, threads, shown = zip(*notes(log, "start"), strict=True)
     assert str(os.getpid()) not in pids
     assert len(set(pids)) == 2
@@ -369,6 +378,21 @@ def test_no_scheduler(folder, monkeypatch, address):
     with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at '{address}'.*such as tcp://"):
         sweeps.run_all(SPECS, folder, scheduler=address)
     assert not folder.exists()
+
+
+def test_no_scheduler_leaves_no_client_behind(folder, monkeypatch):
+    """Regression: collected while the next client started, a failed one waited for that one's lock, for ever."""
+    distributed = pytest.importorskip("distributed", reason='Dask is missing: pip install "lsbook[cluster]"')
+    monkeypatch.setattr(sweeps, "PATIENCE", 0.3)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionError) as caught:
+            sweeps.run_all(SPECS, folder, scheduler="tcp://127.0.0.1:9")
+        assert [thing for thing in gc.get_objects() if type(thing) is distributed.Client] == []
+    finally:
+        gc.enable()
+    assert caught.value.__cause__ is None  # its traceback would hold the client
 
 
 def test_without_dask(folder, monkeypatch):
