@@ -79,7 +79,9 @@ def _add_report(commands):
         "self-contained HTML page with the same numbers as JSON beside it. FILE holds logits (N, K), or else probs "
         "(N, K), and labels (N,): .npz or .safetensors, or .csv with the columns label, logit_0 … or prob_0 ….",
     )
-    report.add_argument("file", metavar="FILE", help="ends in .npz, .safetensors or .csv; a stored run will do")
+    report.add_argument(
+        "file", metavar="FILE", help="ends in .npz, .safetensors or .csv; the arrays of a stored run will do"
+    )
     names = "NAME_logits and NAME_labels, as test and train of a stored run"
     report.add_argument("--split", metavar="NAME", help=f"read {names} (default: logits and labels, else test)")
     out = {"type": Path, "default": Path("report.html"), "metavar": "PAGE"}

@@ -14,6 +14,7 @@ from . import alternatives, calibration, datasets, images, models, runs, targets
 from .checks import as_numpy, check_choice, check_int, check_number, check_positive
 
 PRESETS = ("live", "smoke", "laptop", "paper")
+NOISE = "noise"
 DATASETS = ("digits", "digit_images", "mnist", "cifar10", "cifar100")
 DTYPES = ("auto", *training.PRECISIONS)
 HELD_OUT = ("test", "validation")
@@ -59,7 +60,7 @@ class Spec:
     seed: int  # of the examples drawn, the initial weights, the order of examples, augmentation and dropout
     loss: str = "smoothing"  # one of alternatives.LOSSES; smoothing has alpha for its strength, the others have
     strength: float = 0.0  # this one
-    outside: str = ""  # a data set whose first test images the network is shown in the end; their logits are kept
+    outside: str = ""  # data whose first test images the network is shown in the end, their logits kept; or "noise"
     classes: tuple[int, ...] = ()  # the network knows these alone, renumbered 0, 1, …; () is all
     network: str = "fully_connected"  # one of models.NETWORKS
     hidden: tuple[int, ...] = ()  # widths of the hidden layers of a fully connected net
@@ -129,7 +130,7 @@ def _checked_names(spec):
         "dtype": check_choice(spec.dtype, "dtype", DTYPES),
         "network": check_choice(spec.network, "network", models.NETWORKS),
         "loss": check_choice(spec.loss, "loss", tuple(alternatives.LOSSES)),
-        "outside": check_choice(spec.outside, "outside", ("", *DATASETS)),
+        "outside": check_choice(spec.outside, "outside", ("", NOISE, *DATASETS)),
         "held_out": check_choice(spec.held_out, "held_out", HELD_OUT),
         "schedule": check_choice(spec.schedule, "schedule", training.SCHEDULES),
         "decay_only": tuple(str(name) for name in spec.decay_only),
@@ -309,11 +310,16 @@ def probe_data(spec, device="cpu"):
 def outside_inputs(spec, device="cpu"):
     """Images from another data set, `spec.outside`: the first `OUTSIDE_EXAMPLES` of its test split.
 
-    Raises ValueError if they are not of the shape of the spec's own, or if one of the two is "digits", no images.
+    For "noise", as many images of the spec's own shape whose pixels are drawn evenly, the same ones always. Raises
+    ValueError if they are not of the shape of the spec's own, or if one of the two is "digits", no images.
     """
     if "digits" in (spec.outside, spec.dataset):
         raise ValueError(f"outside and dataset must both be images, got {spec.outside!r} and {spec.dataset!r}")
-    inputs, own = (datasets.load(name, device).test.inputs for name in (spec.outside, spec.dataset))
+    own = datasets.load(spec.dataset, device).test.inputs
+    if spec.outside == NOISE:
+        shape, generator = (OUTSIDE_EXAMPLES, *own.shape[1:]), torch.Generator().manual_seed(0)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
+    inputs = datasets.load(spec.outside, device).test.inputs
     if inputs.shape[1:] != own.shape[1:]:
         raise ValueError(
             f"outside images must have the shape {tuple(own.shape[1:])} of {spec.dataset}, got {spec.outside} with "

@@ -53,6 +53,28 @@ def write(path, data):
         os.replace(part, path)
 
 
+def pack(data):
+    """Bytes as an .xz file holds them. Made for arrays of two-byte numbers, of which the rest of the book's are few."""
+    import lzma
+
+    pairs = {"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 2, "lp": 1, "pb": 1}  # first and second bytes apart
+    return lzma.compress(data, lzma.FORMAT_XZ, filters=[pairs])
+
+
+def unpack(data):
+    """The bytes that an .xz file holds. Raises ValueError if it is cut off, damaged, or goes on after its end."""
+    import lzma
+
+    reader = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    try:
+        content = reader.decompress(data)
+    except lzma.LZMAError as error:
+        raise ValueError(f"this .xz file is damaged or cut off ({error})") from error
+    if not reader.eof or reader.unused_data:
+        raise ValueError("this .xz file is " + ("longer than it says" if reader.eof else "damaged or cut off"))
+    return content
+
+
 @contextmanager
 def about(path):
     """Within a with block, put the file's name before what a TypeError or ValueError says; it becomes a ValueError."""

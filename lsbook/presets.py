@@ -117,6 +117,9 @@ _HALF = replace(
     record_epochs=(0, 10, 20),
 )
 
+# What MNIST's network says of noise.
+_NOISE = replace(_MNIST, experiment="mnist-fc-noise", outside="noise")
+
 # Other losses than smoothing, at the strength that asks for its gap if there is one, and what each says of CIFAR-100.
 _LOSSES = replace(_ALEXNET, experiment="cifar10-alexnet-smoothing", outside="cifar100")
 _STRENGTHS = {
@@ -196,6 +199,7 @@ def _laptop():
     return [
         *variants(_MNIST, seed=SEEDS, alpha=(0.0, 0.1)),
         *variants(_with_dropout(_MNIST), seed=SEEDS),
+        *variants(_NOISE, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
         *variants(_ALEXNET, seed=SEEDS, alpha=(0.0, 0.1)),
         *variants(_RESNET, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
         *variants(_RESNET_100, seed=FEW_SEEDS, alpha=(0.0, 0.05, 0.1)),

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import tempfile
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from . import __version__, calibration, files, plots, theory
 from .checks import check_int
 from .information import check_distributions
 
-SUFFIXES = (".npz", ".safetensors", ".csv")
+SUFFIXES = (".npz", ".safetensors", ".safetensors.xz", ".csv")
 KINDS = ("logits", "probs")
 LARGEST = 1e100  # so that squares of logits stay finite
 MOST_BINS = 1000
@@ -87,7 +88,7 @@ class Scores(NamedTuple):
 
 
 def read(path, split=None):
-    """The `Scores` in an .npz, .safetensors or .csv file, checked. Nothing in it is executed; pickles are refused.
+    """The `Scores` in an .npz, .safetensors (also packed as .xz) or .csv file, checked. Pickles are refused.
 
     split: NAME reads NAME_logits or NAME_probs, and NAME_labels. Without one these are `logits` or `probs`, and
     `labels`; or, in a file without those scores, the ones of the split "test".
@@ -96,10 +97,8 @@ def read(path, split=None):
     probs, not both, of shape (N, K), floating point, finite (probs: rows that sum to 1), K ≥ 2 and N ≥ 1, and labels
     (N,), integers in 0 … K − 1.
     """
-    suffix = Path(path).suffix.lower()
     with files.about(path):
-        if suffix not in SUFFIXES:
-            raise ValueError(f"the file's name must end in one of {', '.join(SUFFIXES)}, got {suffix or 'no ending'!r}")
+        suffix = _ending(path)
         if suffix == ".csv" and split is not None:
             raise ValueError(f"--split is for .npz and .safetensors, a .csv holds one split; got {split!r}")
         if suffix == ".csv":
@@ -113,6 +112,15 @@ def read(path, split=None):
         return Scores(_plain_name(path), key, split, kind, scores, labels)
 
 
+def _ending(path):
+    name = Path(path).name.lower()
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return suffix
+    given = Path(name).suffix or "no ending"
+    raise ValueError(f"the file's name must end in one of {', '.join(SUFFIXES)}, got {given!r}")
+
+
 def _plain_name(path):
     """A file's name as text that can be written (names may hold bytes that are none)."""
     return Path(path).name.encode("utf-8", "backslashreplace").decode()
@@ -120,12 +128,20 @@ def _plain_name(path):
 
 @contextmanager
 def _opened(path):
-    """(names, function name, kind in words → array) of an .npz or .safetensors file."""
+    """(names, function name, kind in words → array) of an .npz, .safetensors or .safetensors.xz file."""
     with open(path, "rb") as file:  # for both, so that an absent file is told in the same words
-        if Path(path).suffix.lower() == ".npz":
+        if _ending(path) == ".npz":
             archive = files.open_npz(file)
             yield archive.files, lambda name, kind: files.npz_array(archive, name, kind)
             return
+        packed = file.read() if _ending(path) == ".safetensors.xz" else None
+    if packed is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / "unpacked.safetensors"
+            unpacked.write_bytes(files.unpack(packed))
+            with _opened(unpacked) as found:
+                yield found
+        return
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -144,7 +160,7 @@ def _tensor(file, name, kind):
 
 
 def _from_archive(path, split):
-    """(split, name of the scores, scores, labels) of an .npz or .safetensors file."""
+    """(split, name of the scores, scores, labels) of an .npz, .safetensors or .safetensors.xz file."""
     with _opened(path) as (names, get):
         if split is None and not any(kind in names for kind in KINDS):
             split = "test" if any(f"test_{kind}" in names for kind in KINDS) else None

@@ -1,7 +1,8 @@
 """A run: what was asked for (spec), what came out (arrays, metrics, history), and what made it (provenance).
 
-On disk a run is two files: NAME.safetensors with the arrays, and NAME.json with the rest and the arrays' SHA-256.
-The JSON is written last, each file appears by atomic rename, so a run is either whole or not there.
+On disk a run is two files: NAME.safetensors.xz with the arrays, packed without loss, and NAME.json with the rest and
+the SHA-256 of what the first holds unpacked. The JSON is written last, each file appears by atomic rename, so a run
+is either whole or not there.
 
 A process killed without warning while it stores can leave two things behind: a temporary file whose name starts with
 a dot, or arrays without their JSON. Neither is a run, so neither is listed or loaded; storing the run again replaces
@@ -22,6 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__, files
+
+ARRAYS = ".safetensors.xz"
 
 
 class DamagedRunError(ValueError):
@@ -162,7 +165,7 @@ def save(run, folder):
         "provenance": run.provenance,
     }
     path = Path(folder) / f"{run.name}.json"
-    parts = {path.with_suffix(".safetensors"): arrays, path: json.dumps(record, indent=1, sort_keys=True).encode()}
+    parts = {path.with_suffix(ARRAYS): files.pack(arrays), path: json.dumps(record, indent=1, sort_keys=True).encode()}
     with lock(run.spec, folder):
         staged = {}
         try:
@@ -209,7 +212,7 @@ def read_entry(path):
         record = json.loads(path.read_bytes())
         parts = (dict(record["spec"]), list(record["history"]), dict(record["provenance"]))
         name = run_name(record["spec"])
-        path.with_suffix(".safetensors").stat()
+        path.with_suffix(ARRAYS).stat()
         entry = Entry(path.stem, *parts, path, record["arrays_sha256"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedRunError(f"the stored run {path} is incomplete ({error}); delete it and train it again") from error
@@ -226,7 +229,11 @@ def stored(folder):
 def _load(path):
     from safetensors.numpy import load as from_bytes
 
-    entry, arrays = read_entry(path), path.with_suffix(".safetensors").read_bytes()
+    entry = read_entry(path)
+    try:
+        arrays = files.unpack(path.with_suffix(ARRAYS).read_bytes())
+    except ValueError as error:
+        raise DamagedRunError(f"the arrays beside {path}: {error}; delete it and train it again") from error
     if hashlib.sha256(arrays).hexdigest() != entry.arrays_sha256:
         raise DamagedRunError(
             f"the arrays beside {path} do not have the SHA-256 that it names; delete it and train it again"

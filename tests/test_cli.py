@@ -225,8 +225,8 @@ def test_show_errors(folder, capsys):
     one_line_error(run(capsys, "show", "tay", "--folder", folder), "no stored run 'tay'", stored.name)
     store(folder, seed=4)
     one_line_error(run(capsys, "show", "toy", "--folder", folder), "2 stored runs start with 'toy'", stored.name)
-    (folder / f"{stored.name}.safetensors").write_bytes(b"")
-    one_line_error(run(capsys, "show", stored.name, "--folder", folder), "SHA-256")
+    (folder / f"{stored.name}.safetensors.xz").write_bytes(b"")
+    one_line_error(run(capsys, "show", stored.name, "--folder", folder), "damaged or cut off")
 
 
 def test_run_trains_then_skips(folder, spec_file, capsys):

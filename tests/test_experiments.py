@@ -143,7 +143,7 @@ def test_equal_values_of_any_type_have_one_hash(name, values):
         ),
         ({"loss": "focal"}, ValueError, "got loss 'focal' with alpha 0.1 and strength 0"),
         ({"loss": "focal", "strength": 3}, ValueError, "got loss 'focal' with alpha 0.1 and strength 3"),
-        ({"outside": "cifar"}, ValueError, "outside must be one of '', 'digits', "),
+        ({"outside": "cifar"}, ValueError, "outside must be one of '', 'noise', 'digits', "),
         ({"outside": None}, TypeError, "outside must be a string, got None (NoneType)"),
         ({"preset": "labtop"}, ValueError, "got 'labtop'; did you mean 'laptop'?"),
         ({"dtype": "float23"}, ValueError, "got 'float23'; did you mean 'float32'?"),
@@ -441,7 +441,7 @@ def test_retrain(tmp_path, monkeypatch, tiny_run, wish, trains):
 
 def test_a_damaged_run_is_not_trained_over_silently(tmp_path, monkeypatch, tiny_run):
     monkeypatch.delenv("LSBOOK_RETRAIN", raising=False)
-    runs.save(tiny_run, tmp_path).with_suffix(".safetensors").write_bytes(b"")
+    runs.save(tiny_run, tmp_path).with_suffix(".safetensors.xz").write_bytes(b"")
     monkeypatch.setattr(experiments, "train", forbid_training)
     with pytest.raises(runs.DamagedRunError):
         load_or_train(TINY, tmp_path)

@@ -1,9 +1,12 @@
 """Files that appear whole or not at all."""
 
 import errno
+import lzma
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lsbook import files
 
@@ -43,3 +46,23 @@ def test_other_errors_pass_through(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError):
         files.write(tmp_path / "file" / "x", b"")
+
+
+@given(st.binary(max_size=2000))
+def test_packing_loses_nothing(data):
+    assert files.unpack(files.pack(data)) == data == lzma.decompress(files.pack(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data[:-1], "cut off"),
+        (lambda data: b"", "cut off"),
+        (lambda data: data + b"\0", "longer than it says"),
+        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "damaged"),
+        (lambda data: b"no xz file", "damaged"),
+    ],
+)
+def test_unpacking_what_is_not_whole(change, words):
+    with pytest.raises(ValueError, match=words):
+        files.unpack(change(files.pack(bytes(range(256)))))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import strategies  # noqa: F401 (one thread)
 import torch
+from scipy.stats import chisquare
 
 from lsbook import datasets, experiments, runs, training
 from lsbook.experiments import Spec
@@ -376,6 +377,17 @@ def test_the_first_outside_images_are_shown(another_set, monkeypatch):
     assert torch.equal(experiments.outside_inputs(spec), another_set[:7])
 
 
+def test_noise_from_outside(numbered):
+    """Every value of a pixel equally often, the same pixels every time."""
+    spec = replace(TINY, dataset="cifar10", outside="noise")
+    noise = experiments.outside_inputs(spec)
+    assert (noise.shape, noise.dtype) == ((5_000, 1, 4, 4), torch.uint8)
+    assert torch.equal(noise, experiments.outside_inputs(replace(spec, seed=1)))
+    counts = torch.bincount(noise.flatten().long(), minlength=256)
+    assert len(counts) == 256 and chisquare(counts).pvalue > 0.001
+    assert experiments.train(spec, "cpu").arrays["outside_logits"].shape == (5_000, 10)
+
+
 def test_outside_images_of_another_shape(numbered, monkeypatch):
     """Regression: it trained to the end before it looked at them."""
     load = datasets.load
@@ -429,4 +441,4 @@ def test_an_interrupted_run_is_stored_as_if_undisturbed(tmp_path, monkeypatch, t
 def test_a_run_on_images_is_small(tmp_path, tiny_runs):
     """Half precision and few features: ResNet-20 on these digits takes less than 100 kB."""
     path = runs.save(tiny_runs["resnet20"], tmp_path)
-    assert path.with_suffix(".safetensors").stat().st_size < 100_000
+    assert path.with_suffix(runs.ARRAYS).stat().st_size < 100_000

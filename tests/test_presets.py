@@ -163,7 +163,7 @@ def test_laptop_has_networks_that_know_half_of_the_classes():
 
 def test_laptop_has_other_losses_at_matched_strength():
     """The same seeds for each; the margin and the penalty at the gap of α = 0.1, to the digits that a name needs."""
-    found = [spec for spec in presets.specs("laptop") if spec.outside]
+    found = [spec for spec in presets.specs("laptop") if spec.outside == "cifar100"]
     strengths = defaultdict(set)
     for spec in found:
         strengths[spec.experiment, spec.loss, spec.alpha, spec.strength].add(spec.seed)
@@ -182,8 +182,17 @@ def test_laptop_has_other_losses_at_matched_strength():
     assert {len(seeds_) >= 3 for seeds_ in strengths.values()} == {True}
     (pair, *_) = presets.experiment("cifar10-alexnet", "laptop")
     assert {settings(replace(spec, outside="")) for spec in found} == {settings(pair)}
-    assert {spec.outside for spec in found} == {"cifar100"}
     assert IMAGE_SHAPES["cifar100"] == IMAGE_SHAPES[pair.dataset]
+
+
+def test_laptop_shows_noise_to_networks_on_mnist():
+    """Networks as the others on MNIST, hard and smoothed, of the same seeds."""
+    found = presets.experiment("mnist-fc-noise", "laptop")
+    assert {spec.outside for spec in found} == {"noise"}
+    assert [(spec.alpha, spec.seed) for spec in found] == [(a, s) for a in (0.0, 0.1) for s in (0, 1, 2)]
+    assert {settings(replace(spec, outside="")) for spec in found} == {
+        settings(spec) for spec in presets.experiment("mnist-fc", "laptop")
+    }
 
 
 def test_laptop_has_a_well_regularised_counter_example():

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import lzma
 import math
 import re
 import subprocess
@@ -340,7 +341,9 @@ def test_every_kind_of_file_gives_the_same_report(here, capsys):
     np.savez_compressed("b.npz", extra=np.arange(3), **data)
     save_file(data, "c.safetensors")
     write_csv("d.csv", data, before="\ufeff")
-    found = [report.make(report.read(name)) for name in ("a.npz", "b.npz", "c.safetensors", "d.csv")]
+    Path("e.safetensors.xz").write_bytes(lzma.compress(Path("c.safetensors").read_bytes()))
+    names = "a.npz", "b.npz", "c.safetensors", "d.csv", "e.safetensors.xz"
+    found = [report.make(report.read(name)) for name in names]
     assert all(made | {"file": ""} == found[0] | {"file": ""} for made in found)
 
 
@@ -369,7 +372,7 @@ def test_splits(here):
 
 
 def test_a_stored_run(here, capsys):
-    (path,) = (ROOT / "data" / "runs").glob("mnist-fc-laptop-alpha0.1-seed0-*.safetensors")
+    (path,) = (ROOT / "data" / "runs").glob("mnist-fc-laptop-alpha0.1-seed0-*.safetensors.xz")
     assert run(capsys, path, "--split", "test")[0] == 0
     first = Path("report.html").read_bytes()
     assert run(capsys, path)[0] == 0
@@ -479,7 +482,7 @@ def test_files_that_are_none(here, capsys):
         fails(capsys, f"empty{suffix}", says=[f"empty{suffix}: "])
         fails(capsys, f"folder{suffix}", says=["directory", f"folder{suffix}"])
     for name in ("a.pt", "noending", "a.npz.gz"):
-        fails(capsys, name, says=[name, "must end in one of .npz, .safetensors, .csv"])
+        fails(capsys, name, says=[name, "must end in one of .npz, .safetensors, .safetensors.xz, .csv"])
     Path("binary.csv").write_bytes(b"label,logit_0\n\xff\xfe")
     fails(capsys, "binary.csv", says=["binary.csv: ", "no text in UTF-8"])
     Path("pickle.npz").write_bytes(b"\x80\x04K\x01.")
@@ -488,8 +491,9 @@ def test_files_that_are_none(here, capsys):
 
 def test_files_that_are_cut_off(here, capsys):
     save_file(FEW, "whole.safetensors")
-    for name in ("sure.npz", "whole.safetensors"):
-        whole, cut = Path(name).read_bytes(), Path("cut").with_suffix(Path(name).suffix)
+    Path("whole.safetensors.xz").write_bytes(lzma.compress(Path("whole.safetensors").read_bytes()))
+    for name in ("sure.npz", "whole.safetensors", "whole.safetensors.xz"):
+        whole, cut = Path(name).read_bytes(), Path("cut" + name.removeprefix("sure").removeprefix("whole"))
         for part in (2, 9, 100, len(whole) // 2, len(whole) - 1):
             cut.write_bytes(whole[:part])
             fails(capsys, cut, says=[f"{cut}: ", "damaged or cut off"])

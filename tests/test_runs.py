@@ -55,7 +55,7 @@ def files(folder):
 def test_round_trip(tmp_path):
     path = runs.save(RUN, tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / f"{RUN.name}.json"
-    assert files(path.parent) == [f"{RUN.name}.json", f"{RUN.name}.safetensors"]
+    assert files(path.parent) == [f"{RUN.name}.json", f"{RUN.name}.safetensors.xz"]
     assert_same(runs.load(SPEC, path.parent), RUN)
     assert runs.is_stored(SPEC, path.parent)
 
@@ -144,7 +144,7 @@ def test_folder(tmp_path, monkeypatch):
 def test_stored_lists_by_name_without_reading_arrays(tmp_path):
     for spec in (OTHER, SPEC):
         runs.save(Run(spec, RUN.arrays, RUN.history, RUN.provenance), tmp_path)
-    (tmp_path / f"{RUN.name}.safetensors").write_bytes(b"never read")
+    (tmp_path / f"{RUN.name}.safetensors.xz").write_bytes(b"never read")
     first, second = runs.stored(tmp_path)
     assert (first.name, second.name) == (RUN.name, runs.run_name(OTHER))
     assert (first.spec, first.history, first.provenance) == (SPEC, RUN.history, RUN.provenance)
@@ -182,8 +182,8 @@ def test_a_full_name_wins_over_longer_ones(tmp_path):
 
 def test_load_named_checks_like_load(tmp_path):
     path = runs.save(RUN, tmp_path)
-    flip_last_byte(path, path.with_suffix(".safetensors"))
-    with pytest.raises(DamagedRunError, match="SHA-256"):
+    flip_last_byte(path, path.with_suffix(".safetensors.xz"))
+    with pytest.raises(DamagedRunError, match="damaged"):
         runs.load_named(RUN.name, tmp_path)
 
 
@@ -240,6 +240,7 @@ DAMAGES = {
     "arrays longer": lambda j, a: a.write_bytes(a.read_bytes() + b"\0"),
     "arrays empty": lambda j, a: a.write_bytes(b""),
     "arrays changed by a bit": flip_last_byte,
+    "arrays of another run": lambda j, a: a.write_bytes(runs.files.pack(runs.files.unpack(a.read_bytes())[::-1])),
     "arrays gone": lambda j, a: a.unlink(),
 }
 
@@ -247,7 +248,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_files(tmp_path, damage):
     path = runs.save(RUN, tmp_path)
-    damage(path, path.with_suffix(".safetensors"))
+    damage(path, path.with_suffix(".safetensors.xz"))
     with pytest.raises(DamagedRunError) as caught:
         runs.load(SPEC, tmp_path)
     assert str(path) in str(caught.value)
@@ -261,7 +262,7 @@ def test_json_gone_is_no_run(tmp_path):
 
 def test_renamed_files(tmp_path):
     path = runs.save(RUN, tmp_path)
-    for suffix in (".json", ".safetensors"):
+    for suffix in (".json", ".safetensors.xz"):
         shutil.move(path.with_suffix(suffix), tmp_path / f"{runs.run_name(OTHER)}{suffix}")
     with pytest.raises(DamagedRunError, match=f"{runs.run_name(OTHER)}.json was made from another spec"):
         runs.load(OTHER, tmp_path)
@@ -289,7 +290,7 @@ def test_killed_while_saving_leaves_no_half_run(tmp_path, monkeypatch, kill, kil
     with pytest.raises(Killed):
         runs.save(RUN, tmp_path)
     arrays_alone = kill == "replace" and kill_at == 2
-    assert files(tmp_path) == [f"{RUN.name}.safetensors"] * arrays_alone  # no JSON, no temporary file
+    assert files(tmp_path) == [f"{RUN.name}.safetensors.xz"] * arrays_alone  # no JSON, no temporary file
     assert not runs.is_stored(SPEC, tmp_path)
     monkeypatch.undo()
     runs.save(RUN, tmp_path)
@@ -368,8 +369,8 @@ def test_process_killed_in_mid_store(tmp_path, where):
     process = storing(tmp_path, deed="kill", where=where)
     process.communicate("\n", timeout=60)
     assert process.returncode == -signal.SIGKILL
-    parts = [f".{RUN.name}.safetensors.part"] if where == "fsync" else [f".{RUN.name}.json.part"]
-    assert files(tmp_path) == parts + [f"{RUN.name}.safetensors"] * (where == "replace")
+    parts = [f".{RUN.name}.safetensors.xz.part"] if where == "fsync" else [f".{RUN.name}.json.part"]
+    assert files(tmp_path) == parts + [f"{RUN.name}.safetensors.xz"] * (where == "replace")
     assert (runs.is_stored(SPEC, tmp_path), runs.paths(tmp_path)) == (False, [])
     with pytest.raises(FileNotFoundError, match="no stored run"):
         runs.load_named(RUN.name, tmp_path)
@@ -398,7 +399,7 @@ def test_two_processes_store_the_same_run_at_once(tmp_path):
         process.communicate(timeout=60)
         assert process.returncode == 0
     assert_absent_or_whole(tmp_path)
-    assert files(tmp_path) == [f"{RUN.name}.json", f"{RUN.name}.safetensors"]
+    assert files(tmp_path) == [f"{RUN.name}.json", f"{RUN.name}.safetensors.xz"]
 
 
 def test_a_second_process_waits_until_the_first_has_stored(tmp_path):
@@ -429,7 +430,7 @@ def test_full_disk_while_storing(tmp_path, monkeypatch, full_at):
         return real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    suffix = {1: "safetensors", 2: "json"}[full_at]
+    suffix = {1: "safetensors.xz", 2: "json"}[full_at]
     with pytest.raises(OSError, match=f"no space left for {RUN.name}.{suffix}"):
         runs.save(Run(SPEC, {"test_logits": np.ones(3)}, [], {}), tmp_path)
     assert len(files(tmp_path)) == 2
@@ -439,7 +440,7 @@ def test_full_disk_while_storing(tmp_path, monkeypatch, full_at):
 def test_left_overs_are_no_runs(tmp_path):
     (tmp_path / ".tmpabc").write_bytes(b"half")
     (tmp_path / ".old.json").write_bytes(b"{")
-    (tmp_path / f"{RUN.name}.safetensors").write_bytes(b"orphan")
+    (tmp_path / f"{RUN.name}.safetensors.xz").write_bytes(b"orphan")
     assert runs.stored(tmp_path) == []
     assert not runs.is_stored(SPEC, tmp_path)
     runs.save(RUN, tmp_path)

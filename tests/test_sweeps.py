@@ -86,7 +86,7 @@ def assert_all_trained_once(specs, folder, log):
     for entry in entries:
         with runs.lock(entry.spec, folder, timeout=0):
             assert runs.load_named(entry.name, folder).spec == entry.spec
-    expected = {f"{entry.name}{suffix}" for entry in entries for suffix in (".json", ".safetensors")}
+    expected = {f"{entry.name}{suffix}" for entry in entries for suffix in (".json", ".safetensors.xz")}
     assert {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"} == expected
 
 
