@@ -120,13 +120,11 @@ _HALF = replace(
 # What MNIST's network says of noise.
 _NOISE = replace(_MNIST, experiment="mnist-fc-noise", outside="noise")
 
-# Other losses than smoothing, at the strength that asks for its gap if there is one, and what each says of CIFAR-100.
+# Other losses than smoothing, at the strength that asks for its gap, and what each network says of CIFAR-100.
 _LOSSES = replace(_ALEXNET, experiment="cifar10-alexnet-smoothing", outside="cifar100")
 _STRENGTHS = {
     "confidence-penalty": round(theory.matching_penalty(0.1, 10), 4),
     "margin": round(theory.optimal_gap(0.1, 10), 4),
-    "maximum-suppression": 0.1,
-    "focal": 3.0,
 }
 
 # --- paper: the settings of its appendix. An epoch is the 312 full batches that 40,000 images make, so 1,250 epochs
