@@ -3,8 +3,7 @@
 The temperature: against the script that most projects copy (torch.optim.LBFGS, 50 iterations at rate 0.01 from 1.5),
 against LBFGS run to its end, and against scikit-learn's, by its inner class, which has no overhead, and by
 `CalibratedClassifierCV`. The NLL that each reaches is computed anew, in float64; ours must be the least. The bootstrap
-and the ECE: against torchmetrics, which is no part of the environment; without it they are left out, with a word on how
-to get it. Candidates take turns within one run; ratios are taken turn by turn.
+and the ECE: against torchmetrics. Candidates take turns within one run; ratios are taken turn by turn.
 
 Usage: python benchmarks/calibration.py [TURNS] [THREADS]   (threads are torch's; lsbook and scikit-learn use one)
 """
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchmetrics
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, _TemperatureScaling
@@ -28,14 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from machine import describe
 from tabulate import tabulate
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lsbook import calibration, runs
-
-try:
-    import torchmetrics
-    from torchmetrics.functional.classification import multiclass_calibration_error
-except ImportError:
-    torchmetrics = None
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ((1_000, 10), (10_000, 10), (10_000, 100))
@@ -48,7 +43,7 @@ RESAMPLES, PART = 1_000, 200  # torchmetrics makes a part of the resamples a tur
 
 
 def lsbook_fit(logits, labels):
-    return calibration.temperature_fit(logits, labels).temperature
+    return calibration.fit_temperature(logits, labels)
 
 
 def lbfgs(logits, labels, **settings):
@@ -237,8 +232,6 @@ def main(turns=7, threads=2):
     cases["CIFAR-100, ResNet-20"] = stored()
     rows = [row for name, case in cases.items() for row in compare_fits(name, *case, turns)]
     show("Temperature", rows, ["logits", "fit", "ms", "time / lsbook's", "T", "NLL above lsbook's"])
-    if torchmetrics is None:
-        sys.exit("\ntorchmetrics is missing, so the rest is left out; it takes: .venv/bin/pip install torchmetrics")
     print(f"\ntorchmetrics {version('torchmetrics')}")
     show(f"{RESAMPLES} bootstrap ECEs, 10000 × 100", compare_bootstraps(turns), ["", "ms", "time / lsbook's"])
     show("ECE, confidences off the edges", compare_errors(), ["probabilities", "examples", "lsbook", "torchmetrics"])

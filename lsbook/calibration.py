@@ -325,22 +325,9 @@ def temperature_fit(logits, labels):
     its limit), or if labels have no larger logits than classes have on average (T → ∞; T is then 1e6 times the largest
     such difference, but at least 1). `problem` says which. logits (N, K), labels (N,).
     """
-    logits, labels = _arrays(logits, labels)
-    below = logits - logits.max(axis=1, keepdims=True)
-    right = below[np.arange(len(labels)), labels]
-    largest = -float(below.min())
-    if largest == 0:
-        return TemperatureFit(1.0, *2 * (float(np.log(logits.shape[1])),), "all logits of an example are equal")
-    low, problem = min(1e-6 / largest, 1.0), ""
-    before, after = _nll(below, right, 1.0), None
-    if not right.any():
-        problem = "every label has the largest logit: the NLL falls for ever as T → 0"
-        inverse = -1e3 / float(below[below < 0].max())
-    elif _falls_for_ever(below, right, low):
-        inverse, problem = low, "labels have no larger logits than other classes: the NLL falls for ever as T → ∞"
-    else:
-        inverse, after = _newton(below, right, low, _start(below, right, low))
-    return TemperatureFit(1 / inverse, before, _nll(below, right, inverse) if problem else after, problem)
+    below, right = _below(*_arrays(logits, labels))
+    inverse, after, problem = _best(below, right)
+    return TemperatureFit(1 / inverse, _nll(below, right, 1.0), after, problem)
 
 
 def fit_temperature(logits, labels):
@@ -348,11 +335,33 @@ def fit_temperature(logits, labels):
 
     Warns (RuntimeWarning) where there is no minimum. Source: Guo et al. (2017).
     """
-    fit = temperature_fit(logits, labels)
-    if fit.problem:
-        message = f"no temperature minimises the NLL; stopped at {fit.temperature:g}: {fit.problem}"
+    inverse, _, problem = _best(*_below(*_arrays(logits, labels)))
+    if problem:
+        message = f"no temperature minimises the NLL; stopped at {1 / inverse:g}: {problem}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return fit.temperature
+    return 1 / inverse
+
+
+def _below(logits, labels):
+    """Logits less the largest of each row, and of these the labels'."""
+    below = logits - logits.max(axis=1, keepdims=True)
+    return below, below[np.arange(len(labels)), labels]
+
+
+def _best(below, right):
+    """The β that `temperature_fit` gives, the NLL there, and "" or why it is no minimum."""
+    largest = -float(below.min())
+    if largest == 0:
+        return 1.0, float(np.log(below.shape[1])), "all logits of an example are equal"
+    low = min(1e-6 / largest, 1.0)
+    if not right.any():
+        inverse = -1e3 / float(below[below < 0].max())
+        problem = "every label has the largest logit: the NLL falls for ever as T → 0"
+    elif _falls_for_ever(below, right, low):
+        inverse, problem = low, "labels have no larger logits than other classes: the NLL falls for ever as T → ∞"
+    else:
+        return *_newton(below, right, low, _start(below, right, low)), ""
+    return inverse, _nll(below, right, inverse), problem
 
 
 def _nll(below, right, inverse):

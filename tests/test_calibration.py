@@ -18,6 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from strategies import class_counts, logits_and_labels
+from torchmetrics.functional import classification as torchmetrics
 
 from lsbook import calibration
 
@@ -190,14 +191,9 @@ def test_equal_mass():
 # --- against independent implementations
 
 
-@pytest.fixture
-def torchmetrics():
-    return pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics is missing")
-
-
 @pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 100])
 @pytest.mark.parametrize("classes", [2, 7, 100])
-def test_ece_against_torchmetrics(torchmetrics, classes, num_bins):
+def test_ece_against_torchmetrics(classes, num_bins):
     """In its float32, on probabilities away from edges, where nothing hangs on which bin an edge belongs to."""
     logits, labels, _ = made_up(1000, classes)
     probs = softmax(logits, axis=1)
@@ -213,7 +209,7 @@ def test_ece_against_torchmetrics(torchmetrics, classes, num_bins):
     assert calibration.classwise_ece(probs, labels, num_bins) == pytest.approx(np.mean(by_class), abs=1e-6)
 
 
-def test_where_torchmetrics_is_wrong(torchmetrics):
+def test_where_torchmetrics_is_wrong():
     """It gives a confidence of exactly 1 a bin of its own, beyond the last edge (torchmetrics issue 3510)."""
     probs, labels = two_classes([1.0, 0.95], [False, True])
     found = torchmetrics.multiclass_calibration_error(torch.tensor(probs), torch.tensor(labels), 2, n_bins=15)
