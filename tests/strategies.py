@@ -19,6 +19,9 @@ alphas = st.one_of(
 )
 conventions = st.sampled_from(["uniform", "others"])
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+seeds = st.integers(0, 10_000)
+# All text that UTF-8 can hold, less the piece for a space.
+sentences = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=40)
 integer_dtypes = st.sampled_from([torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 
 
