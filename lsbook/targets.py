@@ -168,7 +168,7 @@ def smoothed_cross_entropy(
     return loss.reshape(labels.shape) if reduction == "none" else loss
 
 
-def sequence_cross_entropy(logits, labels, alpha, padding_index, convention="uniform", *, validate=True):
+def sequence_cross_entropy(logits, labels, alpha, padding_index, convention="uniform", *, excluded=(), validate=True):
     """Smoothed cross-entropy per non-padding token, in nats, with no target mass on the padding class.
 
     (1/n) Σ_t [ (1 − α) (−log p_t[y_t]) + α/(V − 1) Σ_{k ≠ padding} (−log p_t[k]) ], n = number of non-padding tokens.
@@ -179,6 +179,8 @@ def sequence_cross_entropy(logits, labels, alpha, padding_index, convention="uni
     labels : integer tensor (...); positions equal to `padding_index` do not count
     alpha, convention : as in `smooth_labels`; "others" here is ε/(V − 2), the convention of OpenNMT
     padding_index : the padding's class index
+    excluded : more classes that get no mass, each different and never a label; each makes V one less in the formula,
+        though not in the softmax
 
     Returns
     -------
@@ -190,12 +192,25 @@ def sequence_cross_entropy(logits, labels, alpha, padding_index, convention="uni
     """
     check_logits(logits, labels)
     num_receivers = _receivers(logits.shape[-1], check_int(padding_index, "padding_index"))
+    num_receivers -= len(excluded := _excluded(excluded, padding_index, logits.shape[-1]))
     logits, labels = _checked(logits, labels, padding_index, validate)
+    if validate and any((labels == index).any() for index in excluded):
+        raise ValueError(f"labels must hold no class that gets no mass, got one of the excluded {excluded}")
     on, off = _masses(alpha, num_receivers, convention)
     log_probs = logits.log_softmax(dim=-1)
     log_prob_true = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     # Set to 0 before summing, not subtracted after: masked padding logits of −1e9 would leave no digits.
-    padding = torch.tensor(padding_index, device=logits.device)
-    log_prob_receivers = log_probs.index_fill(-1, padding, 0.0).sum(dim=-1)
+    without_mass = torch.tensor([padding_index, *excluded], device=logits.device)
+    log_prob_receivers = log_probs.index_fill(-1, without_mass, 0.0).sum(dim=-1)
     loss = -(on - off) * log_prob_true - off * log_prob_receivers
     return loss[labels != padding_index].mean()
+
+
+def _excluded(excluded, padding_index, num_classes):
+    """The excluded classes as a tuple of int; they and the padding must differ, and leave two classes or more."""
+    excluded = tuple(check_class_index(index, "excluded", num_classes) for index in excluded)
+    if len({padding_index, *excluded}) <= len(excluded):
+        raise ValueError(f"excluded must be classes that differ from each other and the padding, got {excluded}")
+    if num_classes - 1 - len(excluded) < 2:
+        raise ValueError(f"excluded must leave at least two of {num_classes} classes, got {excluded} and the padding")
+    return excluded
