@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from scipy.special import erf, log_softmax
 from scipy.stats import beta
 
-from .checks import as_numpy, check_choice, check_int, check_number, real_array
+from .checks import as_numpy, check_array, check_choice, check_int, check_number, real_array
 from .information import check_distributions
 
 FEW = 1_000  # examples for a first guess of a temperature
@@ -154,9 +154,20 @@ def reliability_bins(probs, labels, num_bins=15, strategy="width"):
     strategy "width": edges 0, 1/B, …, 1. "mass": edges at quantiles of the confidences; where many are equal they
     share a bin, and others may be empty. probs (N, K), labels (N,), num_bins ≥ 1. Source: Guo et al. (2017).
     """
-    confidence, correct = _top(*_probs_and_labels(probs, labels))
-    edges = _edges(confidence, num_bins, strategy)
-    return _sorted_into(edges, confidence, correct)
+    return confidence_bins(*_top(*_probs_and_labels(probs, labels)), num_bins, strategy)
+
+
+def confidence_bins(confidence, correct, num_bins=15, strategy="width"):
+    """`reliability_bins` of predictions given by confidence (N,) in [0, 1] and whether each is right, (N,): `Bins`.
+
+    For predictions among so many classes that their probabilities are not kept, such as the words of a translation.
+    """
+    confidence, correct = check_array(confidence, "confidence", 0, 1), as_numpy(correct)
+    if confidence.ndim != 1 or correct.shape != confidence.shape:
+        raise ValueError(f"confidence and correct must have shape (N,), got {confidence.shape} and {correct.shape}")
+    if not np.isin(correct, (0, 1)).all():
+        raise ValueError(f"correct must hold true or false for each prediction, got {correct!r:.80}")
+    return _sorted_into(_edges(confidence, num_bins, strategy), confidence, correct)
 
 
 def expected_calibration_error(probs, labels, num_bins=15, strategy="width"):
