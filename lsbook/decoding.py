@@ -237,9 +237,15 @@ def naive_beam_search(model, source, beam=4, *, temperature=1.0, penalty=0.6, ma
             candidates = []
             for said, log_prob in beginnings:
                 logits = model(source, torch.tensor([[BEGIN, *said]], device=source.device)).logits[0, -1]
-                log_probs = (logits / temperature).log_softmax(-1).tolist()
-                allowed = [END] if len(said) + 1 == limit else set(range(len(log_probs))) - set(NEVER_SAID)
-                candidates += [((*said, token), log_prob + log_probs[token]) for token in allowed]
+                log_probs = (logits / temperature).log_softmax(-1)
+                log_probs[list(NEVER_SAID)] = -math.inf
+                if len(said) + 1 == limit:
+                    log_probs[torch.arange(len(log_probs)) != END] = -math.inf
+                values, tokens = log_probs.topk(min(2 * beam, len(log_probs)))  # more cannot matter
+                candidates += [
+                    ((*said, t), log_prob + p) for t, p in zip(tokens.tolist(), values.tolist(), strict=True)
+                ]
+            candidates = [candidate for candidate in candidates if candidate[1] > -math.inf]
             candidates.sort(key=lambda candidate: -candidate[1])
             finished += [candidate for candidate in candidates[:beam] if candidate[0][-1] == END]
             beginnings = [candidate for candidate in candidates if candidate[0][-1] != END][:beam]

@@ -81,7 +81,7 @@ searches = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(seeds, searches, st.sampled_from([-2.0, 0.0, 2.0]))
 def test_batched_and_cached_is_the_naive_loop(seed, options, end_bias):
     """Other sentences of the batch, which end sooner or later, change nothing either."""
@@ -91,7 +91,7 @@ def test_batched_and_cached_is_the_naive_loop(seed, options, end_bias):
         alike(hypotheses, naive_beam_search(model, row, **options))
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(seeds, searches)
 def test_scores_are_the_recomputed_log_probabilities(seed, options):
     model, source = kept(seed % 7), sources(seed)
@@ -108,7 +108,7 @@ def test_scores_are_the_recomputed_log_probabilities(seed, options):
             assert value == log_prob / ((5 + len(tokens)) / 6) ** options["penalty"]
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(seeds, st.sampled_from([None, 1, 3]), st.sampled_from([-3.0, 0.0]))
 def test_beam_1_is_greedy_at_every_temperature(seed, max_length, end_bias):
     """Regression against the replication, which swept the BLEU of greedy decoding over T: it cannot depend on it."""
