@@ -124,7 +124,7 @@ class Bins:
 
     @property
     def error(self):
-        """The expected calibration error Σ_b n_b/N |accuracy_b − confidence_b|, a float in [0, 1]."""
+        """The expected calibration error ``Σ_b n_b/N |accuracy_b − confidence_b|``, a float in [0, 1]."""
         return float(np.abs(self.num_correct - self.sum_confidence).sum() / self.counts.sum())
 
     def accuracy_interval(self, confidence=0.95):
@@ -161,7 +161,7 @@ def reliability_bins(probs, labels, num_bins=15, strategy="width"):
 
 
 def expected_calibration_error(probs, labels, num_bins=15, strategy="width"):
-    """ECE = Σ_b n_b/N |accuracy_b − confidence_b| over `reliability_bins`: a float in [0, 1].
+    """ECE = ``Σ_b n_b/N |accuracy_b − confidence_b|`` over `reliability_bins`: a float in [0, 1].
 
     Chance alone keeps it above 0, see `noise_floor`. Source: Naeini et al. (2015); Guo et al. (2017).
     """
@@ -181,9 +181,10 @@ def classwise_ece(probs, labels, num_bins=15):
 def debiased_ece(probs, labels, num_bins=15, strategy="width"):
     """The ECE less an estimate of what chance adds to it; may be below 0.
 
-    In a bin of n examples with accuracy a and confidence c, chance spreads the accuracy by s = √(a(1 − a)/n). If a
-    were the truth, |a' − c| would on average be s √(2/π) e^{−(a−c)²/2s²} + |a − c| erf(|a − c|/(s√2)), by more than
-    |a − c|; that excess is taken off. Source: Kumar et al. (2019), section 5, with the normal mean in closed form.
+    In a bin of n examples with accuracy a and confidence c, chance spreads the accuracy by s = √(a(1 − a)/n). Let d be
+    the distance of a from c. If a were the truth, the distance seen would on average be
+    s √(2/π) e^{−d²/2s²} + d erf(d/(s√2)), which is more than d; that excess is taken off.
+    Source: Kumar et al. (2019), section 5, with the normal mean in closed form.
     """
     bins = reliability_bins(probs, labels, num_bins, strategy)
     kept = bins.counts > 0
