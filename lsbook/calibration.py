@@ -19,6 +19,7 @@ from .checks import as_numpy, check_array, check_choice, check_int, check_number
 from .information import check_distributions
 
 FEW = 1_000  # examples for a first guess of a temperature
+MANY = 2**16  # logits for which float32 finds the temperature as well as float64
 DRAWS = 2**20  # of a bootstrap held in memory at once, if one resample has no more
 
 
@@ -123,7 +124,7 @@ class Bins:
 
     @property
     def error(self):
-        """The expected calibration error Σ_b n_b/N |accuracy_b − confidence_b|, a float in [0, 1]."""
+        """The expected calibration error ``Σ_b n_b/N |accuracy_b − confidence_b|``, a float in [0, 1]."""
         return float(np.abs(self.num_correct - self.sum_confidence).sum() / self.counts.sum())
 
     def accuracy_interval(self, confidence=0.95):
@@ -171,7 +172,7 @@ def confidence_bins(confidence, correct, num_bins=15, strategy="width"):
 
 
 def expected_calibration_error(probs, labels, num_bins=15, strategy="width"):
-    """ECE = Σ_b n_b/N |accuracy_b − confidence_b| over `reliability_bins`: a float in [0, 1].
+    """ECE = ``Σ_b n_b/N |accuracy_b − confidence_b|`` over `reliability_bins`: a float in [0, 1].
 
     Chance alone keeps it above 0, see `noise_floor`. Source: Naeini et al. (2015); Guo et al. (2017).
     """
@@ -191,9 +192,10 @@ def classwise_ece(probs, labels, num_bins=15):
 def debiased_ece(probs, labels, num_bins=15, strategy="width"):
     """The ECE less an estimate of what chance adds to it; may be below 0.
 
-    In a bin of n examples with accuracy a and confidence c, chance spreads the accuracy by s = √(a(1 − a)/n). If a
-    were the truth, |a' − c| would on average be s √(2/π) e^{−(a−c)²/2s²} + |a − c| erf(|a − c|/(s√2)), by more than
-    |a − c|; that excess is taken off. Source: Kumar et al. (2019), section 5, with the normal mean in closed form.
+    In a bin of n examples with accuracy a and confidence c, chance spreads the accuracy by s = √(a(1 − a)/n). Let d be
+    the distance of a from c. If a were the truth, the distance seen would on average be
+    s √(2/π) e^{−d²/2s²} + d erf(d/(s√2)), which is more than d; that excess is taken off.
+    Source: Kumar et al. (2019), section 5, with the normal mean in closed form.
     """
     bins = reliability_bins(probs, labels, num_bins, strategy)
     kept = bins.counts > 0
@@ -337,8 +339,8 @@ def temperature_fit(logits, labels):
     such difference, but at least 1). `problem` says which. logits (N, K), labels (N,).
     """
     below, right = _below(*_arrays(logits, labels))
-    inverse, after, problem = _best(below, right)
-    return TemperatureFit(1 / inverse, _nll(below, right, 1.0), after, problem)
+    inverse, problem = _best(below, right)
+    return TemperatureFit(1 / inverse, _nll(below, right, 1.0), _nll(below, right, inverse), problem)
 
 
 def fit_temperature(logits, labels):
@@ -346,7 +348,7 @@ def fit_temperature(logits, labels):
 
     Warns (RuntimeWarning) where there is no minimum. Source: Guo et al. (2017).
     """
-    inverse, _, problem = _best(*_below(*_arrays(logits, labels)))
+    inverse, problem = _best(*_below(*_arrays(logits, labels)))
     if problem:
         message = f"no temperature minimises the NLL; stopped at {1 / inverse:g}: {problem}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -360,19 +362,17 @@ def _below(logits, labels):
 
 
 def _best(below, right):
-    """The β that `temperature_fit` gives, the NLL there, and "" or why it is no minimum."""
+    """The β that `temperature_fit` gives, and "" or why it is no minimum."""
     largest = -float(below.min())
     if largest == 0:
-        return 1.0, float(np.log(below.shape[1])), "all logits of an example are equal"
+        return 1.0, "all logits of an example are equal"
     low = min(1e-6 / largest, 1.0)
     if not right.any():
-        inverse = -1e3 / float(below[below < 0].max())
         problem = "every label has the largest logit: the NLL falls for ever as T → 0"
-    elif _falls_for_ever(below, right, low):
-        inverse, problem = low, "labels have no larger logits than other classes: the NLL falls for ever as T → ∞"
-    else:
-        return *_newton(below, right, low, _start(below, right, low)), ""
-    return inverse, _nll(below, right, inverse), problem
+        return -1e3 / float(below[below < 0].max()), problem
+    if _falls_for_ever(below, right, low):
+        return low, "labels have no larger logits than other classes: the NLL falls for ever as T → ∞"
+    return _search(below, right, low), ""
 
 
 def _nll(below, right, inverse):
@@ -383,52 +383,59 @@ def _nll(below, right, inverse):
 
 
 def _slope(below, right, inverse):
-    """NLL at β = inverse, its slope and its curvature, for logits less the largest of each row."""
+    """The slope of the NLL at β = inverse and its curvature, for logits less the largest of each row."""
     weights = np.multiply(below, inverse)
     np.exp(weights, out=weights)
     total = np.einsum("ij->i", weights)  # on short rows faster than `sum`
     weights *= below
     mean = np.einsum("ij->i", weights) / total
     square = np.einsum("ij,ij->i", weights, below) / total
-    nll = (np.log(total) - inverse * right).mean()
-    return float(nll), float((mean - right).mean()), float((square - mean**2).mean())
+    return float((mean - right).mean(dtype=float)), float((square - mean**2).mean(dtype=float))
 
 
 def _falls_for_ever(below, right, low):
     """Whether the NLL does not fall from low on; up to there its slope grows by less than 1e-6 of the largest gap."""
-    return below.mean() - right.mean() > 1e-6 * below.min() and _slope(below, right, low)[1] >= 0
+    return below.mean() - right.mean() > 1e-6 * below.min() and _slope(below, right, low)[0] >= 0
 
 
-def _start(below, right, low):
-    """Nearly the β of `_newton`, in float32, which is cheaper: first from a part of the examples, then from all."""
-    start = 1.0
+def _search(below, right, low):
+    """The β where the slope is 0: in float32, which is cheaper, from a part of the examples and then from all.
+
+    A last step in float64 makes it exact. Of `MANY` logits the rounding errors of float32 cancel to 1e-7 of β, which
+    costs the NLL less than its own rounding; they go without.
+    """
+    point, many, stride = 1.0, below.size >= MANY, len(right) // FEW
     if 1e-12 < low < 1:  # else the differences are too large or too small for float32
-        below, right = below.astype(np.float32), right.astype(np.float32)
+        narrow = below.astype(np.float32), right.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            for step in (len(below) // FEW, 1):
-                if step and right[::step].any():
-                    start, _ = _newton(below[::step], right[::step], low, start, tolerance=1e-3, turns=20)
-    return start if low < start < np.inf else 1.0
+            if stride > 1 and right[::stride].any():
+                point, _ = _newton(*(part[::stride] for part in narrow), low, point, 1e-3, turns=20)
+            start = point if low < point < np.inf else 1.0
+            point, found = _newton(*narrow, low, start, 3e-4 if many else 1e-3, turns=20)
+        if many and found and low < point < np.inf:
+            return point
+    return _newton(below, right, low, point if low < point < np.inf else 1.0)[0]
 
 
 def _newton(below, right, low, point, tolerance=1e-6, turns=200):
-    """The β > low where the slope, negative at low, is 0, and the NLL there; some label must lack the largest logit.
+    """The β > low where the slope, negative at low, is 0, and whether it was found within so many turns.
 
-    A step out of the bracket becomes a bisection of its logarithm, but by no more than a factor of 8; until there is
-    an upper end, steps are at most thousandfold. Errors are squared: after a step of 1e-6 nothing is left to gain.
+    Some label must lack the largest logit. A step out of the bracket becomes a bisection of its logarithm, but by no
+    more than a factor of 8; until there is an upper end, steps are at most thousandfold. Errors are squared: after a
+    step of 1e-6 nothing is left to gain.
     """
     high = np.inf
     for _ in range(turns):
-        nll, slope, curvature = _slope(below, right, point)
+        slope, curvature = _slope(below, right, point)
         low, high = (low, point) if slope > 0 else (point, high)
         furthest = min(high, 1e3 * point)
         step = -slope / curvature if curvature > 0 else np.nan
         if not (abs(step) <= tolerance * point or low < point + step < furthest):
             step = (furthest if high == np.inf else max(np.sqrt(low * high), high / 8)) - point
         if abs(step) <= tolerance * point:
-            return float(point + step), float(nll + slope * step / 2)
+            return float(point + step), True
         point += step
-    return float(point), _nll(below, right, point)
+    return float(point), False
 
 
 def _edges(confidence, num_bins, strategy):

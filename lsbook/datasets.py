@@ -6,6 +6,7 @@
 
 import contextlib
 import errno
+import functools
 import gzip
 import hashlib
 import io
@@ -65,6 +66,16 @@ class Status(NamedTuple):
     bytes: int
 
 
+@functools.cache  # reading them takes as long as a few epochs on them
+def _all_digits():
+    """Pixels (1797, 64) from 0 to 16, and labels; nobody may change them."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    pixels.flags.writeable = labels.flags.writeable = False
+    return pixels, labels
+
+
 def digits(train_examples=150, seed=0, dtype=torch.float64, device="cpu"):
     """scikit-learn's 1,797 handwritten digits (8 × 8 pixels, 10 classes), which ship with that package.
 
@@ -74,13 +85,12 @@ def digits(train_examples=150, seed=0, dtype=torch.float64, device="cpu"):
     Raises ValueError unless 10 ≤ train_examples ≤ 1787, so that each class can stand in both splits, or if seed < 0;
     TypeError if one of them is no whole number.
     """
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     seed = check_int(seed, "seed", 0)
     if not 10 <= check_int(train_examples, "train_examples") <= 1787:
         raise ValueError(f"train_examples must lie in [10, 1787] for digits, got {train_examples}")
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _all_digits()
     parts = train_test_split(pixels / 16, labels, train_size=train_examples, stratify=labels, random_state=seed)
     train_x, test_x = (torch.as_tensor(x, dtype=dtype, device=device) for x in parts[:2])
     train_y, test_y = (torch.as_tensor(y, dtype=torch.long, device=device) for y in parts[2:])
@@ -93,10 +103,9 @@ def digit_images(device="cpu"):
     Each pixel of 8 × 8 becomes a square of 4 × 4. So a network for images can be tried without any download; always
     the same split, class-balanced.
     """
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _all_digits()
     images = np.kron(pixels.reshape(-1, 1, 8, 8) * 15, np.ones((1, 1, 4, 4))).astype(np.uint8)  # 0 … 16 to 0 … 240
     parts = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
     train_x, test_x, train_y, test_y = (torch.from_numpy(part).to(device) for part in parts)

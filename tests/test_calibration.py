@@ -875,3 +875,32 @@ def test_what_is_given_is_left_as_it_was():
     calibration.temperature_fit(logits, labels)
     for array, before in zip((logits, probs, labels), kept, strict=True):
         assert (array == before).all()
+
+
+def large(case):
+    """Logits and labels of 8,000 × 10 and more: drawn, nearly all right, nearly all wrong, or of one sure kind."""
+    rng = np.random.default_rng(0)
+    factor, classes = {"over": (4.0, 10), "under": (0.05, 10), "wide": (2.0, 500)}.get(case, (1.0, 10))
+    logits = rng.normal(size=(8_000 if classes == 10 else 400, classes)) * 2
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    if case == "one wrong":
+        labels = logits.argmax(axis=1)
+        labels[17] = logits[17].argsort()[-2]
+    if case == "few right":
+        labels = np.where(rng.random(len(labels)) < 0.13, logits.argmax(axis=1), rng.integers(10, size=len(labels)))
+    if case == "far":
+        logits *= 1e4
+    return factor * logits, labels
+
+
+@pytest.mark.parametrize("case", ["over", "under", "wide", "one wrong", "few right", "far"])
+def test_of_many_logits_float32_finds_the_temperature(case, monkeypatch):
+    """Against the same search that ends in float64: the temperature to 1e-6, the NLL to its own rounding."""
+    logits, labels = large(case)
+    fit = calibration.temperature_fit(logits, labels)
+    assert logits.size >= calibration.MANY
+    monkeypatch.setattr(calibration, "MANY", np.inf)
+    exact = calibration.temperature_fit(logits, labels)
+    assert fit.temperature == pytest.approx(exact.temperature, rel=1e-6)
+    assert fit.nll_after == pytest.approx(exact.nll_after, rel=1e-12, abs=1e-15)
+    assert fit.nll_after <= fit.nll_before
