@@ -28,6 +28,7 @@ MODULES = (
     "decoding",
     "translation_metrics",
     "runs",
+    "translation",
     "experiments",
     "presets",
     "sweeps",

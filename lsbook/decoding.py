@@ -265,22 +265,23 @@ def token_log_probs(model, batch, temperature=1.0):
         return torch.where(batch.labels == PADDING, 0.0, chosen)
 
 
-def translate(model, tokenizer, sources, beam=4, *, temperature=1.0, penalty=0.6, max_length=None, batch_size=64):
-    """Sentences in, sentences out, in the same order; beam 1 is greedy. The rest is as in `beam_search`."""
+def translate_tokens(model, sources, beam=4, *, batch_size=64, **options):
+    """The best translation of each of `sources`, lists of token indices that end with END: a list of tuples of tokens.
+
+    options : temperature, penalty and max_length of `beam_search`, in which beam 1 is greedy
+    """
     # Of like length together: then few beams wait for others.
-    encoded = [[*tokenizer.encode(sentence), END] for sentence in sources]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    device, translations = next(model.parameters()).device, [""] * len(encoded)
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    device, said = next(model.parameters()).device, [()] * len(sources)
     for start in range(0, len(order), check_int(batch_size, "batch_size", 1)):
         index = order[start : start + batch_size]
-        found = beam_search(
-            model,
-            pad([encoded[i] for i in index]).to(device),
-            beam,
-            temperature=temperature,
-            penalty=penalty,
-            max_length=max_length,
-        )
+        found = beam_search(model, pad([sources[i] for i in index]).to(device), beam, **options)
         for i, hypotheses in zip(index, found.hypotheses, strict=True):
-            translations[i] = tokenizer.decode(hypotheses[0].tokens)
-    return translations
+            said[i] = hypotheses[0].tokens
+    return said
+
+
+def translate(model, tokenizer, sentences, beam=4, **options):
+    """Sentences in, sentences out, in the same order; options as in `translate_tokens`."""
+    sources = [[*tokenizer.encode(sentence), END] for sentence in sentences]
+    return [tokenizer.decode(tokens) for tokens in translate_tokens(model, sources, beam, **options)]

@@ -3,17 +3,16 @@
 import os
 import re
 import time
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import alternatives, calibration, datasets, images, models, runs, targets, training
+from . import alternatives, calibration, datasets, images, models, runs, targets, training, translation
 from .checks import as_numpy, check_choice, check_int, check_number, check_positive
 
-PRESETS = ("live", "smoke", "laptop", "paper")
 NOISE = "noise"
 DATASETS = ("digits", "digit_images", "mnist", "cifar10", "cifar100")
 DTYPES = ("auto", *training.PRECISIONS)
@@ -42,7 +41,7 @@ SHOWN_CLASSES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Spec(runs.StoredSpec):
     """All that decides the outcome of one training run.
 
     Numbers may be numpy scalars; they are kept as plain int and float, so that equal specs have equal hashes.
@@ -50,7 +49,7 @@ class Spec:
     """
 
     experiment: str  # which experiment of the book it belongs to
-    preset: str  # one of PRESETS; live trains in the cell
+    preset: str  # one of runs.PRESETS; live trains in the cell
     dataset: str  # name in DATASETS
     train_examples: int  # how many examples to train on, drawn by the seed
     alpha: float  # label smoothing, uniform convention; 0 is hard targets
@@ -93,30 +92,6 @@ class Spec:
         if self.seed >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
             raise ValueError(f"seed must be less than {2**31}, got {self.seed}")
 
-    def as_dict(self):
-        """Plain types only, so that it equals its own JSON; fields at their default are left out.
-
-        So a field that is added later, with a default that changes nothing, does not rename the runs of today.
-        """
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values):
-        """The spec that `as_dict` gave; ValueError for a key that is no field, or one that is missing."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            check_choice(key, "a spec's key", known)
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-        if missing:
-            raise ValueError(f"a spec must have {', '.join(missing)}, got {', '.join(values) or 'nothing'}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-    @property
-    def name(self):
-        """File stem of its run, see `runs.run_name`."""
-        return runs.run_name(self.as_dict())
-
 
 def _checked_names(spec):
     """The fields of a spec that are names and flags, checked."""
@@ -125,7 +100,7 @@ def _checked_names(spec):
     if not isinstance(spec.experiment, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", spec.experiment):
         raise ValueError(f"experiment must be lower-case letters, digits, '.', '_' or '-', got {spec.experiment!r}")
     return {
-        "preset": check_choice(spec.preset, "preset", PRESETS),
+        "preset": check_choice(spec.preset, "preset", runs.PRESETS),
         "dataset": check_choice(spec.dataset, "dataset", DATASETS),
         "dtype": check_choice(spec.dtype, "dtype", DTYPES),
         "network": check_choice(spec.network, "network", models.NETWORKS),
@@ -440,7 +415,8 @@ def train(spec, device=None, checkpoint=None):
     # Such small nets make threads wait for each other. On a busy machine (load 4 a core) a live run took 1.5 s with one
     # thread and 9 s with two.
     with training.threads(1 if spec.preset in ("live", "smoke") else None):
-        return _train(spec, device or training.default_device(), checkpoint)
+        make = translation.train if isinstance(spec, translation.TranslationSpec) else _train
+        return make(spec, device or training.default_device(), checkpoint)
 
 
 # The fields of a spec that `training.fit` takes by the same name.

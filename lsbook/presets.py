@@ -12,6 +12,7 @@ from pathlib import Path
 from . import runs, theory
 from .checks import check_choice
 from .experiments import Spec, run_all, variants
+from .translation import TranslationSpec
 
 SEEDS = (0, 1, 2, 3, 4)
 FEW_SEEDS = (0, 1, 2)
@@ -127,6 +128,83 @@ _STRENGTHS = {
     "margin": round(theory.optimal_gap(0.1, 10), 4),
 }
 
+# --- translation: number names in smoke, Multi30k in laptop, and in paper Multi30k at length and the paper's own WMT
+
+_NUMBER_NAMES = TranslationSpec(
+    experiment="number-names",
+    preset="smoke",
+    dataset="number_names",
+    network="transformer",
+    alpha=0.0,
+    vocabulary=450,
+    width=64,
+    heads=4,
+    layers=2,
+    hidden=128,
+    epochs=2,
+    batch_tokens=2_000,
+    learning_rate=4e-3,
+    warmup=100,
+    seed=0,
+    train_pairs=2_000,
+    dtype="float32",
+    record_epochs=(0, 1, 2),
+    beams=(1, 4),
+)
+_MULTI30K = replace(
+    _NUMBER_NAMES,
+    experiment="multi30k-transformer",
+    preset="laptop",
+    dataset="multi30k",
+    vocabulary=4_000,
+    width=128,
+    hidden=512,
+    epochs=16,
+    learning_rate=3e-3,
+    warmup=1_000,
+    clip_norm=1.0,
+    train_pairs=0,
+    dtype="auto",
+    record_epochs=(0, 1, 2, 4, 6, 8, 10, 12, 14, 16),
+    beams=(1, 4, 8),
+)
+_PAPER_MULTI30K = replace(
+    _MULTI30K,
+    preset="paper",
+    vocabulary=8_000,
+    width=256,
+    layers=3,
+    hidden=1_024,
+    dropout=0.3,
+    epochs=100,
+    batch_tokens=8_000,
+    learning_rate=1e-3,
+    warmup=2_000,
+    record_epochs=(0, 1, 2, 5, 10, 20, 30, 40, 60, 80, 100),
+)
+# The base model of Vaswani et al. (2017). Their largest rate is (width × warmup)^−½. A batch holds about 25,000 tokens
+# of each language, so 4.5 million pairs make some 5,400 steps an epoch, and 56 epochs the paper's 300,000.
+_PAPER_WMT = replace(
+    _PAPER_MULTI30K,
+    experiment="wmt14-transformer",
+    dataset="wmt14_en_de",
+    vocabulary=32_000,
+    width=512,
+    heads=8,
+    layers=6,
+    hidden=2_048,
+    dropout=0.1,
+    norm="post",
+    epochs=56,
+    batch_tokens=50_000,
+    learning_rate=round((512 * 4_000) ** -0.5, 7),
+    warmup=4_000,
+    schedule="inverse square root",
+    clip_norm=0.0,
+    longest=250,
+    record_epochs=(0, 1, 2, 4, 8, 16, 32, 56),
+)
+
 # --- paper: the settings of its appendix. An epoch is the 312 full batches that 40,000 images make, so 1,250 epochs
 # are its 390,000 steps and 205 its 64,000.
 
@@ -190,7 +268,8 @@ def _with_dropout(spec):
 def _smoke():
     networks = {"digits-alexnet": "alexnet", "digits-resnet20": "resnet20"}
     pictures = [replace(_SMOKE, experiment=e, network=n, **_SMOKE_IMAGES) for e, n in networks.items()]
-    return [s for spec in (_SMOKE, *pictures) for s in variants(spec, alpha=(0.0, 0.1))] + [_with_dropout(_SMOKE)]
+    both = [s for spec in (_SMOKE, *pictures, _NUMBER_NAMES) for s in variants(spec, alpha=(0.0, 0.1))]
+    return [*both, _with_dropout(_SMOKE)]
 
 
 def _laptop():
@@ -205,6 +284,7 @@ def _laptop():
         *variants(_HALF, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
         *_losses(FEW_SEEDS),
         *variants(_ALEXNET_ALPHAS, seed=(0, 1), alpha=(0.2, 0.5, 0.05)),
+        *variants(_MULTI30K, seed=(0, 1), alpha=(0.0, 0.1)),
     ]
 
 
@@ -228,6 +308,8 @@ def _paper():
         *variants(_PAPER_ALEXNET, seed=SEEDS, alpha=(0.0, 0.1)),
         *variants(_PAPER_RESNET, seed=SEEDS, alpha=(0.0, 0.05, 0.1)),
         *variants(cifar10, seed=SEEDS, alpha=(0.0, 0.1)),
+        *variants(_PAPER_MULTI30K, seed=SEEDS, alpha=(0.0, 0.1)),
+        *variants(_PAPER_WMT, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
     ]
 
 
@@ -289,6 +371,8 @@ def _read_spec(path):
     """The spec in a JSON file; the file of a stored run will do, too."""
     try:
         values = json.loads(path.read_bytes())
-        return Spec.from_dict(values.get("spec", values))
+        values = values.get("spec", values)
+        kind = TranslationSpec if values.get("network") == "transformer" else Spec
+        return kind.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold a spec as JSON, as `lsbook show RUN` prints it: {error}") from error

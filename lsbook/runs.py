@@ -16,19 +16,49 @@ import os
 import platform
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from . import __version__, files
+from .checks import check_choice
 
 ARRAYS = ".safetensors.xz"
+PRESETS = ("live", "smoke", "laptop", "paper")
 
 
 class DamagedRunError(ValueError):
     """A stored run whose files do not fit together."""
+
+
+class StoredSpec:
+    """What frozen dataclasses of settings have in common: plain types, and the name of the run that they make."""
+
+    def as_dict(self):
+        """Plain types only, so that it equals its own JSON; fields at their default are left out.
+
+        So a field that is added later, with a default that changes nothing, does not rename the runs of today.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values):
+        """The spec that `as_dict` gave; ValueError for a key that is no field, or one that is missing."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            check_choice(key, "a spec's key", known)
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(f"a spec must have {', '.join(missing)}, got {', '.join(values) or 'nothing'}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @property
+    def name(self):
+        """File stem of its run, see `run_name`."""
+        return run_name(self.as_dict())
 
 
 class BusyRunError(TimeoutError):

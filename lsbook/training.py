@@ -22,6 +22,11 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     index: torch.Tensor
 
+    @property
+    def arguments(self):
+        """What the model is called with."""
+        return (self.inputs,)
+
 
 def default_device():
     """The device that LSBOOK_DEVICE names ("cpu", "cuda", "cuda:1"); without it the GPU if there is one, else the CPU.
@@ -190,61 +195,77 @@ def check_milestones(schedule, milestones):
         )
 
 
-def _groups(model, decay_only, weight_decay, head_factor):
-    """Parameter groups of the optimizer: which weights decay, and how fast the head learns, as factors."""
+def _groups(model, decay_only, weight_decay, head_factor, learning_rate):
+    """Parameter groups of the optimizer: which weights decay, and how fast the head learns."""
     unknown = set(decay_only) - {name for name, _ in model.named_parameters()}
     if unknown:
         raise ValueError(f"decay_only must name parameters of the network, got {', '.join(sorted(unknown))}")
     groups = {}
     for name, weights in model.named_parameters():
         decay = weight_decay if not decay_only or name in decay_only else 0.0
-        factor = head_factor if name.startswith("head.") else 1.0
-        groups.setdefault((decay, factor), []).append(weights)
-    return [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in groups.items()]
+        rate_ = learning_rate * (head_factor if name.startswith("head.") else 1.0)
+        groups.setdefault((decay, rate_), []).append(weights)
+    return [{"params": p, "weight_decay": decay, "lr": rate_} for (decay, rate_), p in groups.items()]
 
 
 class _Stepper:
-    """All that changes the weights: gradients in the right precision, clipping, SGD and its learning rate."""
+    """All that changes the weights: gradients in the right precision, clipping, the optimizer and its learning rate."""
 
-    def __init__(self, model, loss, groups, device, precision, clip_norm, learning_rate, **sgd):
+    def __init__(self, model, loss, optimizer, device, precision, clip_norm, forward=None):
+        """optimizer : its learning rates are the largest; forward : what calls the model, if not the model itself"""
         self.model, self.loss, self.device, self.precision, self.clip_norm = model, loss, device, precision, clip_norm
-        self.learning_rate = learning_rate
-        self.optimizer = torch.optim.SGD(groups, lr=learning_rate, **sgd)
+        self.optimizer, self.forward = optimizer, forward or model
+        self.largest = [group["lr"] for group in optimizer.param_groups]
         # float16 cannot hold gradients below 6e-8: they are scaled up, and the step divides again.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
     def __call__(self, batch, factor):
-        """One step on a batch, with the learning rate times `factor`; returns the loss."""
+        """One step on a batch, with the learning rates times `factor`; returns the loss."""
         with autocast(self.device, self.precision):
-            logits = self.model(batch.inputs).logits
+            logits = self.forward(*batch.arguments).logits
         value = self.loss(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(value).backward()
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor * group["factor"]
+        for group, largest in zip(self.optimizer.param_groups, self.largest, strict=True):
+            group["lr"] = largest * factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return value.detach()
 
     def tensors(self):
-        """Weights, buffers and momentum by name: all tensors that the next step depends on."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        """Weights, buffers and the optimizer's memory by name: all tensors that the next step depends on.
+
+        A matrix that two layers share is named once.
+        """
+        state = {f"model.{name}": tensor for name, tensor in self.model.named_parameters()}
+        state |= {f"model.{name}": tensor for name, tensor in self.model.named_buffers()}
         for name, weights in self.model.named_parameters():
-            buffer = self.optimizer.state.get(weights, {}).get("momentum_buffer")
-            if buffer is not None:
-                state[f"momentum.{name}"] = buffer
+            memory = self.optimizer.state.get(weights, {})
+            state |= {f"{key}.{name}": tensor for key, tensor in memory.items() if tensor is not None}
         return state
 
+    @torch.no_grad()
     def load(self, state):
         """Take up where `tensors` was taken."""
-        self.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-        for name, weights in self.model.named_parameters():
-            if f"momentum.{name}" in state:
-                buffer = state[f"momentum.{name}"].to(weights.device)
-                self.optimizer.state[weights]["momentum_buffer"] = torch.empty_like(weights).copy_(buffer)
+        mine = {f"model.{name}": tensor for name, tensor in self.model.named_parameters()}
+        mine |= {f"model.{name}": tensor for name, tensor in self.model.named_buffers()}
+        if mine.keys() != {name for name in state if name.startswith("model.")}:
+            raise ValueError("it has other tensors than this network")
+        for name, tensor in mine.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
+            tensor.copy_(state[name])
+        parameters = dict(self.model.named_parameters())
+        for key, tensor in state.items():
+            kind, _, name = key.partition(".")
+            if kind != "model":
+                # Adam counts its steps in a tensor on the CPU; what has a weight's shape lies where the weight does.
+                same = tensor.shape == parameters[name].shape and kind != "step"
+                memory = torch.empty_like(parameters[name]).copy_(tensor) if same else tensor
+                self.optimizer.state[parameters[name]][kind] = memory
 
 
 class DamagedCheckpointError(ValueError):
@@ -332,7 +353,7 @@ def _epoch_seed(seed, epoch):
     return seed * 1_000_003 + epoch
 
 
-def _orders(examples, seed, start, epochs, label):
+def _orders(examples, seed, start, epochs):
     """(epoch, order of the examples) of the epochs after `start`.
 
     The orders before are drawn all the same, since each follows from the one before.
@@ -340,7 +361,7 @@ def _orders(examples, seed, start, epochs, label):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(start):
         torch.randperm(examples, generator=generator)
-    for epoch in progress_bar(range(start + 1, epochs + 1), desc=label, leave=False, initial=start, total=epochs):
+    for epoch in range(start + 1, epochs + 1):
         yield epoch, torch.randperm(examples, generator=generator)
 
 
@@ -435,30 +456,99 @@ def fit(
     """
     _check_schedule(split, epochs, batch_size, learning_rate, schedule, milestones)
     device = next(model.parameters()).device
-    groups = _groups(model, decay_only, weight_decay, head_factor)
-    sgd = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
-    stepper = _Stepper(model, loss, groups, device, precision, clip_norm, learning_rate, **sgd)
+    groups = _groups(model, decay_only, weight_decay, head_factor, learning_rate)
+    sgd = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov and momentum > 0)
+    stepper = _Stepper(model, loss, sgd, device, precision, clip_norm)
     plan = {"examples": len(split.inputs), "epochs": epochs, "batch_size": batch_size, "seed": seed}
     plan |= {"learning_rate": learning_rate, "schedule": schedule, "precision": precision}
     steps = max(1, len(split.inputs) // batch_size)
-    begun, written = time.monotonic() - seconds_before(checkpoint), time.monotonic()
-    with _on(device), _memory_advice(batch_size), _deterministic_kernels():
-        _capture_graphs(model, split.inputs[:batch_size], precision)
-        start, history = _begin(checkpoint, stepper, record, plan)
-        model.train()
-        for epoch, order in _orders(len(split.inputs), seed, start, epochs, label):
+
+    def passes(start):
+        for epoch, order in _orders(len(split.inputs), seed, start, epochs):
             factors = (rate(schedule, done / (epochs * steps), milestones) for done in count((epoch - 1) * steps))
             view = (
                 partial(augment, generator=torch.Generator().manual_seed(_epoch_seed(seed, epoch))) if augment else None
             )
-            with _random_state(_epoch_seed(seed, epoch), device):
-                value = _train_epoch(stepper, split, order.to(device), batch_size, view, factors)
-            _check_health(value, model, epoch, learning_rate)
+            yield epoch, partial(_train_epoch, stepper, split, order.to(device), batch_size, view, factors)
+
+    with _on(device), _memory_advice(batch_size), _deterministic_kernels():
+        _capture_graphs(model, split.inputs[:batch_size], precision)
+        return _train_epochs(stepper, passes, plan, seed, record, label, Keep(checkpoint, checkpoint_seconds))
+
+
+class Keep(NamedTuple):
+    """Where a training writes its checkpoint, and how often.
+
+    writes : False for all but one of several processes that train one network together; they read it all the same
+    """
+
+    path: object = None
+    seconds: float = 60
+    writes: bool = True
+
+
+def _train_epochs(stepper, passes, plan, seed, record, label, keep):
+    """Train by `passes`, from the checkpoint on if there is one; return the history.
+
+    passes : function from the number of epochs made to an iterator over the others: (epoch, function that trains it
+        and returns a loss)
+    plan : numbers that tell this training from others; its epochs and learning_rate are used here
+    """
+    model, path, written = stepper.model, keep.path, time.monotonic()
+    begun = written - seconds_before(path)
+    with _on(stepper.device), _deterministic_kernels():
+        start, history = _begin(path, stepper, record, plan)
+        bar = {"desc": label, "leave": False, "initial": start, "total": plan["epochs"]}
+        model.train()
+        for epoch, train_it in progress_bar(passes(start), **bar):
+            with _random_state(_epoch_seed(seed, epoch), stepper.device):
+                value = train_it()
+            _check_health(value, model, epoch, plan["learning_rate"])
             history += [record(epoch, model)] if record else []
-            if checkpoint and epoch < epochs and time.monotonic() - written >= checkpoint_seconds:
+            due = epoch < plan["epochs"] and time.monotonic() - written >= keep.seconds
+            if path and keep.writes and due:
                 written = time.monotonic()
-                _save_checkpoint(checkpoint, stepper, epoch, history, plan, written - begun)
+                _save_checkpoint(path, stepper, epoch, history, plan, written - begun)
     return [row for row in history if row is not None]
+
+
+def fit_batches(model, batches, loss, factor, *, epochs, learning_rate, seed, plan, betas=(0.9, 0.98), **options):
+    """Train `model` in place by Adam on batches of any make; return the history.
+
+    Parameters
+    ----------
+    batches : function from the epoch (1, 2, …) to its batches, a sequence; each has `arguments` for the model. The
+        number of batches may not change from epoch to epoch.
+    loss : function (logits, batch) → scalar tensor to minimise
+    factor : function from the step 1, 2, … to the factor of the largest rate, `learning_rate`
+    seed : of dropout
+    plan : numbers that tell this training from others, so that only it goes on from a checkpoint
+    betas : decay of Adam's two means; those of Vaswani et al. (2017) by default, who also add 1e-9 to the root
+    options : precision, clip_norm, record, label as in `fit`; keep: a `Keep`; forward: what calls the model, if not
+        the model itself (`DistributedDataParallel`)
+
+    Raises FloatingPointError, DeviceMemoryError and DamagedCheckpointError as `fit`, TypeError and ValueError for
+    epochs < 0 and a learning rate that is not positive and finite.
+    """
+    check_int(epochs, "epochs", 0)
+    adam = torch.optim.Adam(model.parameters(), check_positive(learning_rate, "learning_rate"), betas, eps=1e-9)
+    step = {name: options.pop(name, None) for name in ("precision", "clip_norm", "forward")}
+    stepper = _Stepper(model, loss, adam, next(model.parameters()).device, **step)
+    plan = plan | {"epochs": epochs, "learning_rate": learning_rate}
+
+    def passes(start):
+        for epoch in range(start + 1, epochs + 1):
+            yield epoch, partial(_train_on, stepper, batches(epoch), epoch, factor)
+
+    keep = {"record": None, "label": "training", "keep": Keep()} | options
+    return _train_epochs(stepper, passes, plan, seed, **keep)
+
+
+def _train_on(stepper, batches, epoch, factor):
+    """One step on each batch; returns the last loss."""
+    for step, batch in enumerate(progress_bar(batches, leave=False), (epoch - 1) * len(batches) + 1):
+        value = stepper(batch, factor(step))
+    return value
 
 
 @torch.no_grad()

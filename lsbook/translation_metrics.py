@@ -45,11 +45,19 @@ def bleu_interval(translations, references, lowercase=False, *, num_resamples=10
 
     With the same seed two systems are resampled alike. Source: Koehn (2004).
     """
+    counts = bleu_counts(translations, references, lowercase)
+    return percentile_interval(resampled(counts, bleu_of_counts, num_resamples, seed), confidence)
+
+
+def bleu_counts(translations, references, lowercase=False):
+    """What BLEU is made of, sentence by sentence: integers (S, 10).
+
+    Columns: matching 1- to 4-grams, 1- to 4-grams in all, tokens of the translation and of the reference. Summed over
+    sentences they give BLEU of the corpus, see `bleu_of_counts`.
+    """
     counter = _counter(translations, references, lowercase, effective_order=True)  # asked for with single sentences
     scores = (counter.sentence_score(*pair) for pair in zip(translations, [[r] for r in references], strict=True))
-    counts = np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores])
-    values = resampled(counts, _bleu_of_counts, num_resamples, seed)
-    return percentile_interval(values, confidence)
+    return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores])
 
 
 def _counter(translations, references, lowercase, **options):
@@ -66,8 +74,8 @@ def _counter(translations, references, lowercase, **options):
     return BLEU(lowercase=lowercase, **options)
 
 
-def _bleu_of_counts(sums):
-    """BLEU of each row of summed counts: matches and totals of 1- to 4-grams, length of translation and reference."""
+def bleu_of_counts(sums):
+    """BLEU in percent of each row of `bleu_counts` summed over sentences (R, 10): a list of R numbers."""
     from sacrebleu.metrics import BLEU
 
     rows = sums.astype(int).tolist()

@@ -45,7 +45,7 @@ def settings(spec):
 
 def test_presets_are_those_of_the_issue():
     assert presets.names() == ("smoke", "laptop", "paper")
-    assert set(presets.names()) < set(experiments.PRESETS)
+    assert set(presets.names()) < set(runs.PRESETS)
 
 
 def test_every_spec_belongs_to_its_preset_and_has_its_own_name():
