@@ -6,6 +6,7 @@ or started twice: two sweeps of the same runs share them. A killed worker's run 
 
 import gc
 import os
+import socket
 import threading
 import traceback
 from contextlib import contextmanager, suppress
@@ -106,6 +107,17 @@ def _over_processes(specs, jobs, work):
             yield Outcome(name, "its process was killed again, even with no other beside it: is memory short?")
 
 
+def _listens(address):
+    """Whether anything at all accepts connections at an address such as tcp://10.0.0.1:8786."""
+    from distributed.comm.addressing import get_address_host_port
+
+    try:
+        socket.create_connection(get_address_host_port(address), timeout=PATIENCE).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @contextmanager
 def _client(address):
     """A Dask client for the scheduler at `address`. Raises ConnectionError if none answers."""
@@ -114,11 +126,12 @@ def _client(address):
     except ImportError as error:
         raise ModuleNotFoundError('a cluster needs Dask: pip install "lsbook[cluster]"') from error
     client = None
-    with suppress(OSError, ValueError):
-        client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
+    if _listens(address):  # a client that fails lives on in threads and cycles, so none is made where nobody is
+        with suppress(OSError, ValueError):
+            client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
     if client is None:
-        # A client that failed lives on in cycles of references. If it were collected while the next one starts, both
-        # would wait for one lock for ever, so collect it now; and no exception, which would keep it, is chained.
+        # Something else than a scheduler may listen. If the failed client were collected while the next one starts,
+        # both would wait for one lock for ever: collect it now, and chain no exception, which would keep it.
         gc.collect()
         raise ConnectionError(
             f"no Dask scheduler answers at {address!r} after {PATIENCE} s; expected the address that `dask scheduler` "
