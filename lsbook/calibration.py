@@ -305,7 +305,14 @@ def noise_floor(probs, num_bins=15, num_resamples=1000, seed=0, strategy="width"
     Every prediction is right with the probability it claims; labels are drawn anew `num_resamples` times. An ECE below
     `high` is no evidence of miscalibration. Source: Vaicenavicius et al. (2019).
     """
-    top = _probs(probs).max(axis=1)
+    return confidence_noise_floor(_probs(probs).max(axis=1), num_bins, num_resamples, seed, strategy)
+
+
+def confidence_noise_floor(confidence, num_bins=15, num_resamples=1000, seed=0, strategy="width"):
+    """`noise_floor` of predictions given by their confidence (N,) alone, as `confidence_bins` takes it."""
+    top = check_array(confidence, "confidence", 0, 1)
+    if top.ndim != 1 or not len(top):
+        raise ValueError(f"confidence must have shape (N,) with N ≥ 1, got {top.shape}")
     rng, edges = np.random.default_rng(seed), _edges(top, num_bins, strategy)
     order = np.argsort(top)
     top, counts = top[order], np.bincount(_bin_of(edges, top), minlength=len(edges) - 1)

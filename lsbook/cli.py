@@ -5,6 +5,7 @@ for the book itself `data` and `notebooks`.
 import argparse
 import fnmatch
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -170,21 +171,55 @@ def _report(outcome):
     sys.stdout.flush()  # a batch system's log file shows it at once
 
 
+def _say_nothing(*_, **__):
+    """For all processes of torchrun but the first, which prints for them."""
+
+
+def _check_together(args, specs):
+    """Raise ValueError unless the command is one that the processes of torchrun can follow together."""
+    if args.jobs != 1 or args.scheduler:
+        raise ValueError("--jobs and --scheduler share out many runs, torchrun trains each on all its processes")
+    if args.folder is None and all(spec.preset == "smoke" for spec in specs):  # each would make a folder of its own
+        raise ValueError("the processes of torchrun must store in one folder: name it with --folder")
+
+
+def _train_together(specs, folder, device, say):
+    """`_run` in one of the processes of torchrun: all train one network after the other; a failure ends them."""
+    from . import experiments
+
+    if say is _say_nothing:
+        os.environ["LSBOOK_PROGRESS"] = "0"
+    for spec in specs:
+        try:
+            experiments.load_or_train(spec, folder, device)
+        except Exception as error:  # torchrun ends the other processes when this one does
+            _complain(f"error: {spec.name}: {type(error).__name__}: {error}")
+            return 1
+        say(f"stored  {spec.name}", flush=True)
+    return 0
+
+
 def _run(args):
-    from . import presets, sweeps
+    from . import presets, sweeps, translation
 
     specs = {spec.name: spec for spec in presets.find(args.what)}
     specs = [specs[name] for name in _chosen(specs, args.only)]
+    rank, number = translation.processes()
+    together, say = number > 1, _say_nothing if rank else print
+    if together:
+        _check_together(args, specs)
     folder = _folder(args, specs)
     todo = sweeps.missing(specs, folder)
-    print(f"{len(specs)} runs: {len(specs) - len(todo)} stored in {folder}, {len(todo)} to train")
+    say(f"{len(specs)} runs: {len(specs) - len(todo)} stored in {folder}, {len(todo)} to train")
     if args.dry_run:
         for spec in specs:
-            print("train " if spec in todo else "stored", spec.name)
+            say("train " if spec in todo else "stored", spec.name)
         return 0
     if not args.scheduler:  # a cluster's workers have devices and data of their own
         _check_device(args.device)
         _fetch_for(todo)
+    if together:
+        return _train_together(specs, folder, args.device, say)
     options = {"device": args.device, "jobs": args.jobs, "scheduler": args.scheduler}
     try:
         sweeps.run_all(todo, folder, report=_report, **options)

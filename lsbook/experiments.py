@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -411,11 +412,20 @@ def train(spec, device=None, checkpoint=None):
     """Train what `spec` asks for on `device` (default: `training.default_device`) and return the `runs.Run`.
 
     checkpoint : path of a checkpoint file, see `training.fit`
+
+    Under torchrun, several processes train one translation network together, and only the first one gets the run;
+    ValueError for images.
     """
+    translates = isinstance(spec, translation.TranslationSpec)
+    if translation.processes()[1] > 1 and not translates:
+        raise ValueError(
+            f"several processes of torchrun can train translation together, not {spec.dataset}: use `lsbook run "
+            f"--jobs {translation.processes()[1]}`, which trains so many networks at a time"
+        )
     # Such small nets make threads wait for each other. On a busy machine (load 4 a core) a live run took 1.5 s with one
     # thread and 9 s with two.
     with training.threads(1 if spec.preset in ("live", "smoke") else None):
-        make = translation.train if isinstance(spec, translation.TranslationSpec) else _train
+        make = translation.train if translates else _train
         return make(spec, device or training.default_device(), checkpoint)
 
 
@@ -465,10 +475,12 @@ def load_or_train(spec, folder=None, device=None):
     """The run of `spec`: the stored one if `folder` holds it, else trained now (and stored if `folder` is given).
 
     While a run trains, its checkpoint lies in folder/.checkpoints, and other processes that want the same run wait.
-    LSBOOK_RETRAIN=1 trains even where a run is stored.
+    LSBOOK_RETRAIN=1 trains even where a run is stored. The processes of torchrun train it together.
     """
     if folder is None:
         return train(spec, device)
+    if translation.processes()[1] > 1:
+        return _load_or_train_together(spec, folder, device)
     retrain = os.environ.get("LSBOOK_RETRAIN") == "1"
     if not retrain and runs.is_stored(spec.as_dict(), folder):
         return runs.load(spec.as_dict(), folder)
@@ -482,6 +494,26 @@ def load_or_train(spec, folder=None, device=None):
         runs.save(run, folder)
         checkpoint.unlink(missing_ok=True)
     return run
+
+
+def _load_or_train_together(spec, folder, device):
+    """`load_or_train` in one of the processes of torchrun: the first one locks, decides what is to do, and stores."""
+    first, checkpoint = translation.processes()[0] == 0, Path(folder) / ".checkpoints" / f"{spec.name}.safetensors"
+    lock = runs.lock(spec.as_dict(), folder) if first else nullcontext()
+    with translation.together(device or training.default_device()) as device, lock:
+        retrain = os.environ.get("LSBOOK_RETRAIN") == "1"
+        if retrain and first:
+            checkpoint.unlink(missing_ok=True)
+        if translation.from_first(retrain or not runs.is_stored(spec.as_dict(), folder)):
+            there = checkpoint.exists()
+            if translation.from_first(there) != there:  # they would train different epochs, and wait for ever
+                raise FileNotFoundError(f"all processes must see the same checkpoint {checkpoint}: is the disk shared?")
+            run = train(spec, device, checkpoint)
+            if first:
+                runs.save(run, folder)
+                checkpoint.unlink(missing_ok=True)
+            translation.from_first(True)  # the others wait until it is stored
+    return runs.load(spec.as_dict(), folder)
 
 
 def run_all(specs, folder=None, device=None):

@@ -417,6 +417,45 @@ def draw_ruler(ax, length=None):
     return ax
 
 
+def draw_attention(ax, weights, looked_at, looking):
+    """How much each token (row of `weights`, named in `looking`) looks at each other (column, named in `looked_at`).
+
+    Darker is more; shares of 10 % and more are written in.
+    """
+    ax.imshow(weights, cmap="Greys", vmin=0, vmax=1.15, aspect="auto")  # the darkest is not black: words stay legible
+    ax.set_xticks(range(len(looked_at)), looked_at, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(looking)), looking)
+    for row, column in np.argwhere(np.asarray(weights) >= 0.1):
+        share = weights[row][column]
+        ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color="white" if share > 0.5 else INK)
+    ax.tick_params(length=0)
+    return ax
+
+
+FATES = {"kept": (BLUE, "-"), "finished": (GREEN, "-"), "dropped": ("#777777", ":")}  # colour and line of a candidate
+
+
+def draw_beam_tree(ax, steps, names):
+    """What a beam search has looked at, from left to right: each candidate with its token and the ln p of all up to it.
+
+    steps : for each step the `decoding.Candidate`s, best first. names : of the tokens, by index.
+    """
+    places = {(): (0.0, 0.0)}
+    write_at(ax, "start", (0, 0))
+    for x, step in enumerate(steps, 1):
+        for rank, candidate in enumerate(step):
+            color, line = FATES[candidate.fate]
+            y = -float(rank)
+            (x0, y0) = places[candidate.before]
+            ax.plot([x0, x], [y0, y], line, color=color, linewidth=1.3, zorder=1)
+            words = f"{names[candidate.token]}\n{candidate.log_prob:.2f}"
+            write_at(ax, words, (x, y), color=color)
+            places[*candidate.before, candidate.token] = (x, y)
+    ax.set(xlim=(-0.4, len(steps) + 0.5), ylim=(0.6 - max(map(len, steps)), 0.6))
+    ax.set_axis_off()
+    return ax
+
+
 def table_of_rows(names, rows, digits=3):
     """A `Table` from the names of its columns and its rows."""
     return table(dict(zip(names, zip(*rows, strict=True), strict=True)), digits)

@@ -162,12 +162,12 @@ class DeviceMemoryError(RuntimeError):
 
 
 @contextmanager
-def _memory_advice(batch_size):
-    """Turn the device's out-of-memory error into one that says which batch size to try."""
+def memory_advice(batch_size, name="batch_size"):
+    """Within a with block, turn the device's out-of-memory error into one that says which `name` to try."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        smaller = f"try batch_size {batch_size // 2}" if batch_size > 1 else "try the CPU, or a smaller network"
+        smaller = f"try {name} {batch_size // 2}" if batch_size > 1 else "try the CPU, or a smaller network"
         raise DeviceMemoryError(
             f"the device's memory does not hold a batch of {batch_size}; {smaller}, or fewer runs at a time"
         ) from error
@@ -262,9 +262,8 @@ class _Stepper:
         for key, tensor in state.items():
             kind, _, name = key.partition(".")
             if kind != "model":
-                # Adam counts its steps in a tensor on the CPU; what has a weight's shape lies where the weight does.
-                same = tensor.shape == parameters[name].shape and kind != "step"
-                memory = torch.empty_like(parameters[name]).copy_(tensor) if same else tensor
+                # Adam counts its steps in a tensor on the CPU; all else has the weight's shape, and lies where it does.
+                memory = tensor if kind == "step" else torch.empty_like(parameters[name]).copy_(tensor)
                 self.optimizer.state[parameters[name]][kind] = memory
 
 
@@ -471,7 +470,7 @@ def fit(
             )
             yield epoch, partial(_train_epoch, stepper, split, order.to(device), batch_size, view, factors)
 
-    with _on(device), _memory_advice(batch_size), _deterministic_kernels():
+    with _on(device), memory_advice(batch_size), _deterministic_kernels():
         _capture_graphs(model, split.inputs[:batch_size], precision)
         return _train_epochs(stepper, passes, plan, seed, record, label, Keep(checkpoint, checkpoint_seconds))
 
@@ -527,8 +526,8 @@ def fit_batches(model, batches, loss, factor, *, epochs, learning_rate, seed, pl
     options : precision, clip_norm, record, label as in `fit`; keep: a `Keep`; forward: what calls the model, if not
         the model itself (`DistributedDataParallel`)
 
-    Raises FloatingPointError, DeviceMemoryError and DamagedCheckpointError as `fit`, TypeError and ValueError for
-    epochs < 0 and a learning rate that is not positive and finite.
+    Raises FloatingPointError and DamagedCheckpointError as `fit`, TypeError and ValueError for epochs < 0 and a
+    learning rate that is not positive and finite. What makes batches smaller, the caller knows: see `memory_advice`.
     """
     check_int(epochs, "epochs", 0)
     adam = torch.optim.Adam(model.parameters(), check_positive(learning_rate, "learning_rate"), betas, eps=1e-9)
@@ -574,7 +573,7 @@ def predict(model, inputs, batch_size=1000, precision=None):
 def _in_parts(model, inputs, batch_size):
     """The network's output on all inputs, `batch_size` at a time, or fewer if these are too many for the device."""
     try:
-        with _memory_advice(batch_size):
+        with memory_advice(batch_size):
             parts = [model(part) for part in inputs.split(batch_size)]
     except DeviceMemoryError:
         if batch_size == 1:

@@ -287,3 +287,19 @@ def inverse_square_root(step, warmup):
     """
     step, warmup = check_int(step, "step", 1), check_int(warmup, "warmup", 1)
     return min(step / warmup, math.sqrt(warmup / step))
+
+
+@torch.no_grad()
+def cross_attention(model, source, inputs, layer=-1):
+    """How much each target position looks at each source token, in one decoder layer: (B, h, T, S), rows sum to 1.
+
+    source (B, S), inputs (B, T); PyTorch's own attention does not give its weights, so they are computed again.
+    """
+    seen, cross = [], model.decoder[layer].cross
+    handle = cross.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    try:
+        model.features(source, inputs)
+    finally:
+        handle.remove()
+    x, keys, _, mask = seen[0]
+    return cross.weights(x, keys, mask)

@@ -9,6 +9,7 @@ import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
 
@@ -39,6 +40,10 @@ SENTENCES = {
 }
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0)
 SEARCH_TEMPERATURES = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0)
+MOST_BEAMS = 255  # what a run's uint8 can say
+# So long may processes wait for each other, since only the first one translates the test set. Not for a dead one:
+# torchrun then ends them all.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +107,67 @@ def _checked_names(spec):
 
 
 def _checked_numbers(spec):
-    least = {"vocabulary": 5, "width": 2, "heads": 1, "layers": 1, "hidden": 1, "epochs": 0, "batch_tokens": 2}
+    least = {
+        "vocabulary": text.BYTES + 5,
+        "width": 2,
+        "heads": 1,
+        "layers": 1,
+        "hidden": 1,
+        "epochs": 0,
+        "batch_tokens": 2,
+    }
     least |= {"warmup": 1, "seed": 0, "train_pairs": 0, "longest": 0}
-    if spec.seed >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
+    wholes = {name: check_int(getattr(spec, name), name, low) for name, low in least.items()}
+    if wholes["seed"] >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
         raise ValueError(f"seed must be less than {2**31}, got {spec.seed}")
+    if wholes["longest"] == 1:
+        raise ValueError("longest must be 0 (no limit) or at least 2, a token and the end of the sentence, got 1")
     return {
-        **{name: check_int(getattr(spec, name), name, low) for name, low in least.items()},
+        **wholes,
         **{name: check_number(getattr(spec, name), name, 0, 1) + 0.0 for name in ("alpha", "dropout")},
         "learning_rate": check_positive(spec.learning_rate, "learning_rate"),
         "clip_norm": check_number(spec.clip_norm, "clip_norm", 0, np.finfo(np.float64).max) + 0.0,
-        "record_epochs": tuple(check_int(epoch, "record_epochs", 0) for epoch in spec.record_epochs),
-        "beams": tuple(check_int(beam, "beams", 1) for beam in spec.beams),
+        "record_epochs": _whole_numbers(spec.record_epochs, "record_epochs", 0),
+        "beams": _checked_beams(spec.beams),
     }
+
+
+def _whole_numbers(values, name, low):
+    if not isinstance(values, (tuple, list, range)):
+        raise TypeError(f"{name} must be a tuple of whole numbers, got {values!r} ({type(values).__name__})")
+    return tuple(check_int(value, name, low) for value in values)
+
+
+def _checked_beams(beams):
+    """Beam sizes that a run can store: what is wrong with them must show before the training, not after it."""
+    beams = _whole_numbers(beams, "beams", 1)
+    if not beams or max(beams) > MOST_BEAMS:
+        raise ValueError(f"beams must be one or more sizes of at most {MOST_BEAMS}, got {beams}")
+    return beams
+
+
+# Trains in a cell, 20 seconds on one core. Without dropout and in float64, so that every machine gets the same.
+NUMBER_NAMES = TranslationSpec(
+    experiment="number-names",
+    preset="live",
+    dataset="number_names",
+    network="transformer",
+    alpha=0.0,
+    vocabulary=450,
+    width=64,
+    heads=4,
+    layers=2,
+    hidden=128,
+    epochs=4,
+    batch_tokens=2_000,
+    learning_rate=4e-3,
+    warmup=100,
+    seed=0,
+    dropout=0.0,
+    train_pairs=5_000,
+    record_epochs=(0, 1, 2, 3, 4),
+    beams=(1, 4),
+)
 
 
 # --- the corpus
@@ -190,17 +244,25 @@ def processes():
 def together(device):
     """Within a with block, the processes of `torchrun` can exchange gradients; yields the device of this one.
 
-    On GPUs process i of a machine takes GPU i. Without torchrun nothing happens.
+    On GPUs process i of a machine takes GPU i. Without torchrun, or within another such block, nothing happens.
     """
     if processes()[1] == 1 or torch.distributed.is_initialized():
         yield device
         return
-    cuda = torch.device(device).type == "cuda"
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    if cuda := torch.device(device).type == "cuda":
+        device = training.check_device(f"cuda:{os.environ['LOCAL_RANK']}", "the GPU of this process of torchrun")
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        yield f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device
+        yield device
     finally:
         torch.distributed.destroy_process_group()
+
+
+def from_first(value):
+    """The whole number or flag that the first process gives, in all of them; they wait for it. Within `together`."""
+    number = torch.tensor([int(value)])
+    torch.distributed.broadcast(number, 0)
+    return number.item()
 
 
 class Share(NamedTuple):
@@ -276,22 +338,23 @@ def fit(spec, prepared, device="cpu", checkpoint=None, checkpoint_seconds=60):
     forward = torch.nn.parallel.DistributedDataParallel(model) if number > 1 else model
     steps = spec.epochs * len(text.batch_indices(pairs, spec.batch_tokens, spec.seed))
     plan = {"pairs": len(pairs), "batch_tokens": spec.batch_tokens, "alpha": spec.alpha, "seed": spec.seed}
-    history = training.fit_batches(
-        model,
-        partial(Shares, pairs, spec, device=device),
-        loss_of(spec),
-        learning_rate_factor(spec, steps),
-        epochs=spec.epochs,
-        learning_rate=spec.learning_rate,
-        plan=plan | {"processes": number},
-        seed=spec.seed + rank * 2**31,  # each process has dropout of its own; with one, the seed is the spec's
-        precision=precision_of(spec, device),
-        clip_norm=spec.clip_norm,
-        forward=forward,
-        record=partial(_record, spec, prepared) if rank == 0 else None,
-        label=f"{spec.experiment} α={spec.alpha:g} seed {spec.seed}",
-        keep=training.Keep(checkpoint, checkpoint_seconds, writes=rank == 0),
-    )
+    with training.memory_advice(spec.batch_tokens, "batch_tokens"):
+        history = training.fit_batches(
+            model,
+            partial(Shares, pairs, spec, device=device),
+            loss_of(spec),
+            learning_rate_factor(spec, steps),
+            epochs=spec.epochs,
+            learning_rate=spec.learning_rate,
+            plan=plan | {"processes": number},
+            seed=spec.seed + rank * 2**31,  # each process has dropout of its own; with one, the seed is the spec's
+            precision=precision_of(spec, device),
+            clip_norm=spec.clip_norm,
+            forward=forward,
+            record=partial(_record, spec, prepared) if rank == 0 else None,
+            label=f"{spec.experiment} α={spec.alpha:g} seed {spec.seed}",
+            keep=training.Keep(checkpoint, checkpoint_seconds, writes=rank == 0),
+        )
     return model.eval(), history
 
 
@@ -319,22 +382,25 @@ def _record(spec, prepared, epoch, model):
 # --- what a run keeps
 
 
+def _head(model):
+    """Weight (V, W) and bias (V,) of the output layer, on the CPU, where the features are."""
+    return model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
+
+
 def _next_tokens(model, tokens, temperature):
-    head = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
-    return translation_metrics.next_tokens(tokens.features, tokens.labels, *head, temperature)
+    return translation_metrics.next_tokens(tokens.features, tokens.labels, *_head(model), temperature)
 
 
 def _sweep(model, tokens):
     """`NextTokens` at every temperature of the grid."""
-    return [_next_tokens(model, tokens, temperature) for temperature in TEMPERATURES]
+    return translation_metrics.sweep_next_tokens(tokens.features, tokens.labels, *_head(model), TEMPERATURES)
 
 
 def _token_arrays(model, prepared):
     """Next-token predictions of the test set over temperatures, and the temperature that the val set asks for."""
     tokens = {split: translation_metrics.token_features(model, prepared.pairs[split]) for split in ("val", "test")}
-    head = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
     val, swept = _sweep(model, tokens["val"]), _sweep(model, tokens["test"])
-    temperature = _fitted_temperature(tokens["val"], head)
+    temperature = _fitted_temperature(tokens["val"], _head(model))
     fitted = _next_tokens(model, tokens["test"], temperature)
     return {
         "temperatures": np.array(TEMPERATURES),
@@ -360,9 +426,10 @@ def _fitted_temperature(tokens, head):
 @torch.no_grad()
 def _special_mass(model, tokens):
     """Mean probability of PADDING, BEGIN and UNKNOWN, none of which is ever right: (3,)."""
-    head, total = model.head.cpu(), 0.0
+    head, total = _head(model), 0.0
     for part in tokens.features.split(translation_metrics.CHUNK):
-        total = total + head(part).double().softmax(-1)[:, [text.PADDING, text.BEGIN, text.UNKNOWN]].sum(0)
+        probs = torch.nn.functional.linear(part, *head).double().softmax(-1)
+        total = total + probs[:, [text.PADDING, text.BEGIN, text.UNKNOWN]].sum(0)
     return (total / len(tokens.features)).numpy()
 
 
@@ -392,12 +459,11 @@ def _search_arrays(spec, model, prepared):
 def _shown_arrays(spec, model, prepared):
     """Features of three pieces, the first examples in train and test, and the output layer's rows for them."""
     shown = _shown_pieces(spec, prepared)
-    head = model.head.weight.detach().cpu()[shown], model.head.bias.detach().cpu()[shown]
-    arrays = {"shown_pieces": np.array(shown, dtype=np.int32), "head_weight": head[0].numpy()}
-    arrays |= {"head_bias": head[1].numpy()}
+    weight, bias = (part[shown].numpy() for part in _head(model))
+    arrays = {"shown_pieces": np.array(shown, dtype=np.int32), "head_weight": weight, "head_bias": bias}
     for split in ("train", "test"):
         pairs = [p for p in prepared.pairs[split][:20_000] if set(shown) & set(p[1])][: 10 * SHOWN_EXAMPLES]
-        tokens = translation_metrics.token_features(model, pairs)
+        tokens = translation_metrics.token_features(model, pairs or prepared.pairs[split][:1])  # none of a tiny corpus
         index = torch.cat([(tokens.labels == piece).nonzero().flatten()[:SHOWN_EXAMPLES] for piece in shown])
         place = {piece: i for i, piece in enumerate(shown)}
         labels = [place[label] for label in tokens.labels[index].tolist()]
@@ -439,7 +505,7 @@ def train(spec, device, checkpoint=None):
     if processes()[0]:
         return None
     arrays = _token_arrays(model, prepared)
-    arrays |= _search_arrays(spec, model.to(device), prepared) | _shown_arrays(spec, model, prepared)
+    arrays |= _search_arrays(spec, model, prepared) | _shown_arrays(spec, model, prepared)
     if history and history[-1]["epoch"] == spec.epochs:
         at_one = arrays["test_nll"][TEMPERATURES.index(1.0)].astype(float)
         history[-1] |= {"test_accuracy": float(arrays["test_correct"].mean()), "test_nll": float(at_one.mean())}
@@ -447,3 +513,32 @@ def train(spec, device, checkpoint=None):
     made_by |= {"precision": precision_of(spec, device), **_words(spec, model, prepared, arrays)}
     made_by |= {"sacrebleu": translation_metrics.bleu(["a"], ["a"]).signature}
     return runs.Run(spec.as_dict(), arrays, history, made_by | ({"resumed": True} if before else {}))
+
+
+# --- what a run says
+
+
+def _place(values, wanted, name):
+    """Where `wanted` stands in a grid of values; ValueError that lists the grid if it does not."""
+    found = [i for i, value in enumerate(values) if value == wanted]
+    if not found:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {wanted!r}")
+    return found[0]
+
+
+def kept_tokens(run, temperature=1.0):
+    """`translation_metrics.NextTokens` of the test set at a temperature of the run's grid, or at its "fitted" one."""
+    place = _place([*run.arrays["temperatures"].tolist(), "fitted"], temperature, "temperature")
+    confidence, nll = (run.arrays[f"test_{name}"][place].astype(float) for name in ("confidence", "nll"))
+    return translation_metrics.NextTokens(confidence, run.arrays["test_correct"], nll)
+
+
+def kept_counts(run, beam, temperature=1.0, lowercase=True):
+    """`translation_metrics.bleu_counts` (S, 10) of the run's translations of the test set, one of its searches.
+
+    lowercase : "uncased" BLEU, as in the paper
+    """
+    arrays = run.arrays
+    searches = list(zip(arrays["search_beams"].tolist(), arrays["search_temperatures"].tolist(), strict=True))
+    place = _place(searches, (beam, 1.0 if beam == 1 else temperature), "(beam, temperature)")
+    return arrays["search_counts"][place, int(lowercase)].astype(int)

@@ -1,7 +1,7 @@
 """How good and how sure a translation model is: BLEU, and next-token predictions with the right tokens before them.
 
-Of a corpus of n tokens, the features (n, W) of the last layer are computed once; each temperature then costs one
-product with the output weights, taken a part at a time, so that (tokens × vocabulary) numbers never lie in memory.
+Of a corpus of n tokens, the features (n, W) of the last layer are computed once; one product with the output weights
+then serves all temperatures, taken a part at a time, so that (tokens × vocabulary) numbers never lie in memory.
 Padding is left out from the start. Tokens of one sentence are not independent, so intervals resample sentences.
 """
 
@@ -97,12 +97,14 @@ class TokenFeatures(NamedTuple):
 def token_features(model, pairs, max_tokens=4096):
     """What the model's last layer makes of each target token of encoded pairs, the right ones before it.
 
-    `TokenFeatures` on the CPU, sentences in the corpus's order and tokens in theirs. max_tokens : of a batch.
+    `TokenFeatures` on the CPU, sentences in the corpus's order and tokens in theirs. max_tokens : of a batch; a longer
+    pair has as many as it needs.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     parts = []
-    for batch in batches(pairs, max_tokens):
+    longest = max((len(source) + len(target) for source, target in pairs), default=0)
+    for batch in batches(pairs, max(max_tokens, longest)):
         kept = batch.labels != PADDING
         features = model.features(batch.source.to(device), batch.inputs.to(device)).cpu()
         sentence = batch.index[:, None].expand_as(batch.labels)
@@ -140,12 +142,18 @@ class NextTokens(NamedTuple):
         return confidence_bins(self.confidence, self.correct, num_bins, strategy)
 
 
-def _log_probs(features, weight, bias, beta):
-    """ln softmax(β (x·w_k + b_k)) of some tokens at a time, in float64: pairs (their slice, (c, V))."""
+def _below(features, labels, weight, bias):
+    """Logits z_k = x·w_k + b_k less the largest, of some tokens at a time, in float64: (c, V).
+
+    With them those of the labels (c,), and whether the labels are the likeliest (c,).
+    """
     weight, bias = weight.double(), bias.double()
     for start in range(0, len(features), CHUNK):
         part = slice(start, start + CHUNK)
-        yield part, (beta * torch.addmm(bias, features[part].double(), weight.T)).log_softmax(-1)
+        below = torch.addmm(bias, features[part].double(), weight.T)
+        top, guess = below.max(-1, keepdim=True)
+        right = (below := below - top).gather(-1, labels[part, None]).squeeze(-1)
+        yield below, right, guess.squeeze(-1) == labels[part]
 
 
 def _check_head(features, labels, weight, bias):
@@ -157,20 +165,26 @@ def _check_head(features, labels, weight, bias):
         raise ValueError(f"features (n, W), labels (n,), weight (V, W) and bias (V,), n ≥ 1, must fit, got {shapes}")
 
 
-@torch.no_grad()
 def next_tokens(features, labels, weight, bias, temperature=1.0):
     """Next-token predictions softmax((x·w_k + b_k)/T) for features x (n, W): `NextTokens`.
 
     labels (n,), and of the output layer weight (V, W) and bias (V,): the model's `head`. T divides the complete logits.
     Raises TypeError, ValueError unless the shapes fit and T > 0.
     """
+    return sweep_next_tokens(features, labels, weight, bias, [temperature])[0]
+
+
+@torch.no_grad()
+def sweep_next_tokens(features, labels, weight, bias, temperatures):
+    """`next_tokens` at each of several temperatures, at little more than the cost of one: a list."""
     _check_head(features, labels, weight, bias)
-    columns = []
-    for part, log_probs in _log_probs(features, weight, bias, 1 / check_positive(temperature, "temperature")):
-        top, guess = log_probs.max(-1)
-        nll = -log_probs.gather(-1, labels[part, None]).squeeze(-1)
-        columns.append((top.exp().clamp(max=1.0), guess == labels[part], nll))
-    return NextTokens(*(torch.cat(column).numpy() for column in zip(*columns, strict=True)))
+    temperatures = [check_positive(temperature, "temperature") for temperature in temperatures]
+    columns = [[] for _ in temperatures]
+    for below, right, correct in _below(features, labels, weight, bias):
+        for column, temperature in zip(columns, temperatures, strict=True):
+            total = (below / temperature).exp_().sum(-1)  # the likeliest has exp(0)
+            column.append((1 / total, correct, total.log() - right / temperature))
+    return [NextTokens(*(torch.cat(part).numpy() for part in zip(*column, strict=True))) for column in columns]
 
 
 @torch.no_grad()
@@ -183,12 +197,11 @@ def fit_token_temperature(features, labels, weight, bias):
     _check_head(features, labels, weight, bias)
 
     def slope(log_beta):
-        beta, total = np.exp(log_beta), 0.0
-        for part, log_probs in _log_probs(features, weight, bias, beta):
-            # E_p[ln p] − ln p_y = β (E_p[z] − z_y): the normaliser cancels.
-            expected = (log_probs.exp() * log_probs).nan_to_num(0.0).sum()
-            total += (expected - log_probs.gather(-1, labels[part, None]).sum()).item()
-        return total / beta
+        total = 0.0
+        for below, right, _ in _below(features, labels, weight, bias):
+            weights = (below * np.exp(log_beta)).exp_()
+            total += (torch.linalg.vecdot(weights, below) / weights.sum(-1) - right).sum().item()
+        return total
 
     low, high = np.log(1 / 20), np.log(20)
     if not slope(low) < 0 < slope(high):
@@ -222,29 +235,69 @@ def percentile_interval(values, confidence=0.95):
     return float(low), float(high)
 
 
-def ece_interval(tokens, sentence, num_bins=15, *, num_resamples=1000, seed=0, confidence=0.95):
-    """Percentile interval (low, high) of the next-token ECE over resamples of the sentences, bins of equal width.
+def paired_interval(treated, control, statistic, *, num_resamples=1000, seed=0, confidence=0.95):
+    """Percentile interval (low, high) of a mean difference of scores, over resamples of the sentences.
 
-    tokens : `NextTokens`. sentence (n,) : which sentence each token is of. Read it beside `calibration.noise_floor`: a
-    resample has chance twice in its ECE.
+    treated, control : lists, one entry a seed, of arrays (S, C), whose sums over sentences `statistic` takes; all of
+        the same S sentences, of which all are resampled alike
+    statistic : function from sums (R, C) to R scores: `bleu_of_counts`, `nll_of_sums` or `ece_of_sums`
+
+    Source: Koehn (2004). Raises ValueError unless there are as many arrays on both sides, all of one shape.
+    """
+    shapes = {np.shape(sums) for sums in (*treated, *control)}
+    if len(treated) != len(control) or len(shapes) != 1:
+        raise ValueError(
+            f"treated and control must be as many arrays of one shape (S, C), got {len(treated)} and {len(control)} "
+            f"of shapes {sorted(shapes)}"
+        )
+
+    def difference(sums):
+        scores = [np.asarray(statistic(part)) for part in np.split(sums, 2 * len(treated), axis=1)]
+        return np.mean(scores[: len(treated)], axis=0) - np.mean(scores[len(treated) :], axis=0)
+
+    values = resampled(np.hstack([*treated, *control]), difference, num_resamples, seed)
+    return percentile_interval(values, confidence)
+
+
+def ece_sums(tokens, sentence, num_bins=15):
+    """Of each sentence the sum of correct − confidence in each bin of equal width, and its tokens: (S, num_bins + 1).
+
+    tokens : `NextTokens`. sentence (n,) : which sentence each token is of
     """
     bins = tokens.bins(num_bins)
     place = np.searchsorted(bins.edges[1:-1], tokens.confidence, side="left")
     residuals = _sums_by_sentence(sentence, tokens.correct - tokens.confidence, place, num_bins)
-    counts = _sums_by_sentence(sentence, np.ones(len(tokens.nll)), 0, 1)
-    values = resampled(np.hstack([residuals, counts]), _ece_of_sums, num_resamples, seed)
-    return percentile_interval(values, confidence)
+    return np.hstack([residuals, _sums_by_sentence(sentence, np.ones(len(tokens.nll)), 0, 1)])
 
 
-def _ece_of_sums(sums):
+def ece_of_sums(sums):
+    """Next-token ECE of each row of `ece_sums` summed over sentences (R, num_bins + 1)."""
     return np.abs(sums[:, :-1]).sum(1) / sums[:, -1]
+
+
+def nll_sums(tokens, sentence):
+    """Of each sentence the sum of −ln p, and its tokens: (S, 2); arguments as in `ece_sums`."""
+    return np.hstack([_sums_by_sentence(sentence, values, 0, 1) for values in (tokens.nll, np.ones(len(tokens.nll)))])
+
+
+def nll_of_sums(sums):
+    """NLL per token of each row of `nll_sums` summed over sentences (R, 2)."""
+    return sums[:, 0] / sums[:, 1]
+
+
+def ece_interval(tokens, sentence, num_bins=15, *, num_resamples=1000, seed=0, confidence=0.95):
+    """Percentile interval (low, high) of the next-token ECE over resamples of the sentences, bins of equal width.
+
+    Arguments as in `ece_sums`. Read it beside `calibration.noise_floor`: a resample has chance twice in its ECE.
+    """
+    return percentile_interval(
+        resampled(ece_sums(tokens, sentence, num_bins), ece_of_sums, num_resamples, seed), confidence
+    )
 
 
 def nll_interval(tokens, sentence, *, num_resamples=1000, seed=0, confidence=0.95):
     """Percentile interval (low, high) of the NLL per token over resamples of the sentences; as `ece_interval`."""
-    columns = [_sums_by_sentence(sentence, values, 0, 1) for values in (tokens.nll, np.ones(len(tokens.nll)))]
-    values = resampled(np.hstack(columns), lambda sums: sums[:, 0] / sums[:, 1], num_resamples, seed)
-    return percentile_interval(values, confidence)
+    return percentile_interval(resampled(nll_sums(tokens, sentence), nll_of_sums, num_resamples, seed), confidence)
 
 
 def _sums_by_sentence(sentence, values, column, columns):

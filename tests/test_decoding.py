@@ -119,6 +119,62 @@ def test_beam_1_is_greedy_at_every_temperature(seed, max_length, end_bias):
         assert [best.tokens for (best,) in found] == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_beam_1_is_greedy_in_low_precision(dtype):
+    """Regression: log-probabilities rounded to bfloat16 tied where logits did not; a fifth of the translations left."""
+    for seed in range(4):
+        model, source = make(seed, vocabulary=60).to(dtype), sources(seed, 8, 60)
+        expected = greedy(model, source)
+        for temperature in (0.1, 1.0, 1.7, 50.0):
+            found = beam_search(model, source, 1, temperature=temperature).hypotheses
+            assert [best.tokens for (best,) in found] == expected
+
+
+def says_always(logits, dtype=torch.float64):
+    """A network with the same logits at every step, whatever was said: of END, and of the words."""
+    model = make(0, vocabulary=3 + len(logits))
+    with torch.no_grad():
+        model.head.weight = torch.nn.Parameter(torch.zeros_like(model.head.weight))  # no longer the embedding's
+        model.head.bias[:] = torch.tensor([0, 0, logits[0], 0, *logits[1:]], dtype=torch.float64)
+    return model.to(dtype)
+
+
+def test_a_long_past_hides_no_small_difference():
+    """Regression: beside a total of −50, float32 did not see which of two words is likelier by 1e-7."""
+    model, source = says_always([-9, 1, 1 + 2**-23, -9], torch.float32), torch.tensor([[4, END]])
+    ((best,),) = beam_search(model, source, 1, max_length=60).hypotheses
+    assert [best.tokens] == greedy(model, source, 60) == [(5,) * 59 + (END,)]
+    total = model.head.bias.double().logsumexp(0).item()
+    assert best.log_prob == pytest.approx(59 * (1 + 2**-23) - 9 - 60 * total, abs=1e-9)
+
+
+def test_of_equal_words_the_first_is_said():
+    """Regression: topk takes any of equal ones, which one hangs on how many there are, and beam 1 was not greedy."""
+    for words in (2, 5, 40, 300):
+        model, source = says_always([-1.0] + [0.5] * words), torch.tensor([[4, END], [4, 4]])
+        found = beam_search(model, source, 1, max_length=3).hypotheses
+        assert [best.tokens for (best,) in found] == [(4, 4, END)] * 2 == greedy(model, source, 3)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 1e3, 1e300])
+def test_flat_and_peaked_logits(gap):
+    model, source = says_always([0.0, gap, 0.0, 0.0]), sources(1)
+    for beam in (1, 4, 30):  # more beams than words
+        search = beam_search(model, source, beam, max_length=3)
+        for hypotheses in search.hypotheses:
+            assert len({h.tokens for h in hypotheses}) == len(hypotheses) <= min(beam, 1 + 3 + 9)
+            assert all(h.log_prob <= 0 and math.isfinite(h.score) for h in hypotheses)
+    # With the largest beam all 13 are found, none twice.
+    assert all(len(hypotheses) == 13 for hypotheses in search.hypotheses)
+
+
+def test_a_long_source_beside_short_ones():
+    long = torch.randint(4, 7, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    model, source = kept(2), text.pad([[*long, END], [5, END], [*long[:37], END]])
+    for row, hypotheses in zip(source, beam_search(model, source, 3, max_length=5).hypotheses, strict=True):
+        alike(hypotheses, naive_beam_search(model, row, 3, max_length=5))
+
+
 def test_greedy_takes_the_likeliest_token():
     model, source = make(2, end_bias=-1.0), sources(2)
     for row, tokens in zip(source, greedy(model, source), strict=True):
@@ -195,6 +251,23 @@ def test_a_search_by_hand():
     assert second.tokens == (4, END) and second.log_prob == pytest.approx(math.log(1 / 6))
 
 
+def test_an_end_keeps_its_place_and_gives_up_no_better_beginning():
+    """By hand, p = (END 0.3, a 0.6, b 0.1) at each step: the second place waits for "aa", it does not take "a END"."""
+    model, source = says_always(np.log([0.3, 0.6, 0.1]).tolist()), torch.tensor([[4, END]])
+    with torch.no_grad():
+        model.head.bias[[PADDING, BEGIN, UNKNOWN]] = -math.inf
+    search = beam_search(model, source, 2, penalty=0.0, max_length=3, trace=True)
+    a, b = 4, 5
+    steps = [[(*c.before, c.token, c.fate) for c in step] for step in search.trace[0]]
+    assert steps == [
+        [(a, "kept"), (END, "finished"), (b, "dropped")],
+        [(a, a, "kept"), (a, END, "dropped"), (a, b, "dropped")],
+        [(a, a, END, "finished")],
+    ]
+    found = {hypothesis.tokens: math.exp(hypothesis.log_prob) for hypothesis in search.hypotheses[0]}
+    assert found == pytest.approx({(END,): 0.3, (a, a, END): 0.6 * 0.6 * 0.3})
+
+
 def test_the_network_is_left_as_it_was():
     model = make().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -239,8 +312,35 @@ def test_a_broken_network_is_named():
     model = make()
     with torch.no_grad():
         model.head.bias[:] = math.nan
-    with pytest.raises(FloatingPointError, match="sentence 0 has no translation: the network's logits are not finite"):
-        beam_search(model, sources(0), 2)
+    for search in (greedy, beam_search):
+        with pytest.raises(FloatingPointError, match="sentence 0 has no translation: the network's logits are not fin"):
+            search(model, sources(0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("side", "place"), [("target_embedding", 0), ("source_embedding", 1)])
+def test_the_sentence_that_a_network_breaks_on_is_named(value, side, place):
+    """Regression: greedy decoding said END, and beam search what it had found before word 5 was said, which breaks it.
+
+    As a word of the source only the second sentence has it.
+    """
+    model, source = make(0), torch.tensor([[4, END], [5, END]])
+    broken = torch.nn.Embedding.from_pretrained(model.target_embedding.weight.detach().clone())
+    broken.weight[5] = value
+    setattr(model, side, broken)
+    with torch.no_grad():
+        model.head.bias[:] = torch.tensor([0, 0, 30, 0, 0, 31, 0])  # END is nearly as likely as the word: it finishes
+    for search in (greedy, beam_search):
+        with pytest.raises(FloatingPointError, match=f"sentence {place} has no translation: the network's logits are"):
+            search(model, source)
+
+
+def test_a_network_that_cannot_end_is_named():
+    model = make()
+    with torch.no_grad():
+        model.head.bias[END] = -math.inf
+    with pytest.raises(FloatingPointError, match="sentence 0 has no translation: each has probability 0"):
+        beam_search(model, sources(0), 2, max_length=4)
 
 
 # --- scoring given translations, sentences in and out
@@ -282,12 +382,34 @@ def test_bleu_is_sacrebleus(lowercase):
     found = translation_metrics.bleu(TRANSLATIONS, REFERENCES, lowercase)
     assert found == (expected.score, str(counter.get_signature()))
     assert f"case:{'lc' if lowercase else 'mixed'}|" in found.signature and "tok:13a" in found.signature
-    counts = [
-        BLEU(lowercase=lowercase, effective_order=True).sentence_score(t, [r])
-        for t, r in zip(TRANSLATIONS, REFERENCES, strict=True)
+    counts = translation_metrics.bleu_counts(TRANSLATIONS, REFERENCES, lowercase)
+    assert counts.sum(0).tolist() == [*expected.counts, *expected.totals, expected.sys_len, expected.ref_len]
+    assert translation_metrics.bleu_of_counts(counts.sum(0, keepdims=True)) == [pytest.approx(expected.score)]
+
+
+def test_counts_of_a_sentence_by_hand():
+    """ "the cat sat ." against "the cat sat down .": 4, 2 and 1 n-grams match, no 4-gram; tokens 4 and 5."""
+    (row,) = translation_metrics.bleu_counts(["the cat sat."], ["the cat sat down."])
+    assert row.tolist() == [4, 2, 1, 0, 4, 3, 2, 1, 4, 5]
+    assert translation_metrics.bleu_counts([""], ["one two"]).tolist() == [[0] * 9 + [2]]
+
+
+def resampled_corpora(size, num_resamples, seed):
+    """Which sentences each resample holds, as `resampled` draws them: how often each, said as indices."""
+    rng = np.random.default_rng(seed)
+    draws = [rng.multinomial(size, np.full(size, 1 / size)) for _ in range(num_resamples)]
+    assert all(drawn.sum() == size for drawn in draws)
+    return [np.repeat(np.arange(size), drawn) for drawn in draws]
+
+
+def test_interval_of_bleu_is_that_of_sacrebleu_on_resampled_sentences():
+    translations, references = TRANSLATIONS * 3, REFERENCES[::-1] + REFERENCES * 2
+    scores = [
+        BLEU().corpus_score([translations[i] for i in drawn], [[references[i] for i in drawn]]).score
+        for drawn in resampled_corpora(12, 130, 5)
     ]
-    sums = np.array([[*c.counts, *c.totals, c.sys_len, c.ref_len] for c in counts]).sum(0, keepdims=True)
-    assert translation_metrics._bleu_of_counts(sums) == [pytest.approx(expected.score)]
+    found = translation_metrics.bleu_interval(translations, references, num_resamples=130, seed=5, confidence=0.8)
+    assert found == pytest.approx(np.quantile(scores, [0.1, 0.9])) and found[0] < found[1]
 
 
 def test_uncased_bleu_is_no_less():
@@ -400,26 +522,75 @@ def test_intervals_resample_sentences():
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(12 * 2000), rel=0.2)
 
 
-def test_one_resample_by_hand():
-    """With every sentence drawn once, the statistic is that of the corpus."""
-    tokens = translation_metrics.NextTokens(np.array([0.9, 0.2, 0.9]), np.array([1, 0, 0], dtype=bool), np.ones(3))
-    sums = np.hstack([[[0.1 - 0.2], [-0.9]], [[2], [1]]])
-    assert translation_metrics._ece_of_sums(sums[:1])[0] == pytest.approx(0.05)
-    assert tokens.bins().error == pytest.approx((0.2 + abs(0.1 - 0.9)) / 3)
+def test_intervals_are_those_of_resampled_corpora():
+    """Directly: the tokens of the drawn sentences, however long, in bins anew; many confidences lie on an edge."""
+    rng = np.random.default_rng(1)
+    sentence = np.repeat(np.arange(15) * 3, rng.integers(1, 9, 15))  # places of sentences need not be 0, 1, 2, …
+    confidence = rng.choice(np.append(np.linspace(0, 1, 6), [0.3, 0.55, 0.77]), len(sentence))
+    correct, nll = rng.random(len(sentence)) < confidence, rng.exponential(1.0, len(sentence))
+    shuffled = rng.permutation(len(sentence))  # nor do tokens stand in order
+    tokens = translation_metrics.NextTokens(confidence[shuffled], correct[shuffled], nll[shuffled])
+    ece, losses = [], []
+    for drawn in resampled_corpora(15, 250, 4):
+        kept = np.concatenate([np.flatnonzero(sentence == 3 * i) for i in drawn])
+        ece.append(calibration.confidence_bins(confidence[kept], correct[kept], 5).error)
+        losses.append(nll[kept].mean())
+    options = {"num_resamples": 250, "seed": 4, "confidence": 0.9}
+    found = translation_metrics.ece_interval(tokens, sentence[shuffled], 5, **options)
+    assert found == pytest.approx(np.quantile(ece, [0.05, 0.95]), abs=1e-12)
+    found = translation_metrics.nll_interval(tokens, sentence[shuffled], **options)
+    assert found == pytest.approx(np.quantile(losses, [0.05, 0.95]), abs=1e-12)
+
+
+def test_resamples_by_hand():
+    """Of two sentences, one twice, both, or the other twice."""
     values = translation_metrics.resampled([[1.0], [3.0]], lambda sums: sums[:, 0], 250)
     assert set(values.tolist()) == {2.0, 4.0, 6.0} and len(values) == 250
 
 
 def test_memory_stays_small(monkeypatch):
-    """No array of tokens × vocabulary is ever made: the largest softmax has CHUNK rows."""
-    rows, real = [], torch.Tensor.log_softmax
-    monkeypatch.setattr(torch.Tensor, "log_softmax", lambda x, *a: rows.append(len(x)) or real(x, *a))
+    """No array of tokens × vocabulary is ever made: at most CHUNK tokens have logits at once."""
+    rows, real = [], torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda b, x, w: rows.append(len(x)) or real(b, x, w))
     monkeypatch.setattr(translation_metrics, "CHUNK", 16)
     monkeypatch.setattr(Transformer, "forward", None)  # the features are asked for without their logits
     model = make()
     tokens = translation_metrics.token_features(model, corpus())
-    translation_metrics.next_tokens(tokens.features, tokens.labels, model.head.weight, model.head.bias)
-    assert max(rows) == 16 and sum(rows) == len(tokens.labels)
+    head = model.head.weight, model.head.bias
+    translation_metrics.sweep_next_tokens(tokens.features, tokens.labels, *head, [1.0, 2.0])
+    assert max(rows) == 16 and sum(rows) == len(tokens.labels)  # once for both temperatures
+
+
+def test_a_sweep_is_each_temperature_alone():
+    model, pairs = make(1), corpus()
+    features, labels, _ = translation_metrics.token_features(model, pairs)
+    arguments = features, labels, model.head.weight, model.head.bias
+    for found, temperature in zip(translation_metrics.sweep_next_tokens(*arguments, [0.5, 3]), [0.5, 3], strict=True):
+        for one, other in zip(found, translation_metrics.next_tokens(*arguments, temperature), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got -1"):
+        translation_metrics.sweep_next_tokens(*arguments, [1, -1])
+
+
+def test_next_tokens_at_the_ends_of_temperature():
+    """Regression: z/T overflowed at the smallest T, and all three became NaN."""
+    x, labels = torch.tensor([[1.0], [1.0]]), torch.tensor([1, 0])
+    weight, bias = torch.tensor([[1e4], [2e4], [-3e4]]), torch.zeros(3)
+    cold = translation_metrics.next_tokens(x, labels, weight, bias, 1e-308)
+    assert cold.confidence.tolist() == [1, 1] and cold.correct.tolist() == [True, False]
+    assert cold.nll.tolist() == [0, math.inf]
+    hot = translation_metrics.next_tokens(x, labels, weight, bias, 1e300)
+    np.testing.assert_allclose(hot.confidence, 1 / 3, rtol=1e-15)
+    np.testing.assert_allclose(hot.nll, math.log(3), rtol=1e-15)
+
+
+def test_token_features_leave_the_network_as_it_was():
+    """Neither dropout nor a pair beyond the limit of a batch plays a part."""
+    model, pairs = make(1).train(), corpus()
+    found, again = (translation_metrics.token_features(model, pairs, limit) for limit in (1, 500))
+    assert model.training
+    torch.testing.assert_close(found.features, again.features, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found.labels, again.labels) and torch.equal(found.sentence, again.sentence)
 
 
 def test_bad_input_to_next_tokens():

@@ -8,13 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsbook import alternatives, datasets, experiments, models, presets, runs, theory, training
+from lsbook import alternatives, datasets, experiments, models, presets, runs, theory, training, translation
 from lsbook.experiments import Spec
+from lsbook.translation import TranslationSpec
 
 ALL = [spec for name in presets.names() for spec in presets.specs(name)]
+IMAGES = [spec for spec in ALL if isinstance(spec, Spec)]
+TRANSLATION = [spec for spec in ALL if isinstance(spec, TranslationSpec)]
 IMAGE_SHAPES = {"digit_images": (1, 32, 32), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 CLASSES = {"digit_images": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
 TRAINING_EXAMPLES = {"digit_images": 1297, "mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+
+
+def images(preset):
+    """The specs of a preset that train on images."""
+    return [spec for spec in IMAGES if spec.preset == preset]
 
 
 def seeds(preset, **wanted):
@@ -37,7 +45,8 @@ def model_of(spec):
 
 def settings(spec):
     """All of a spec but the loss, its strength, seed and the experiment's name: what of one setting may be compared."""
-    return replace(spec, experiment="any", alpha=0.0, loss="smoothing", strength=0.0, seed=0)
+    other = {"loss": "smoothing", "strength": 0.0} if isinstance(spec, Spec) else {}
+    return replace(spec, experiment="any", alpha=0.0, seed=0, **other)
 
 
 # --- every spec
@@ -57,28 +66,51 @@ def test_every_spec_belongs_to_its_preset_and_has_its_own_name():
 
 def test_every_spec_equals_its_own_json():
     for spec in ALL:
-        assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+        assert type(spec).from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 
-def test_every_spec_can_be_trained():
-    """Enough examples for it, at least one batch of them, a network that takes these images, metrics at the end."""
+def test_every_spec_is_of_one_of_two_kinds():
+    assert len(IMAGES) + len(TRANSLATION) == len(ALL)
+    assert {spec.network for spec in TRANSLATION} == {"transformer"}
+    assert "transformer" not in {spec.network for spec in IMAGES}
+
+
+def test_every_spec_notes_metrics_from_the_start_to_the_end():
     for spec in ALL:
+        assert spec.record_epochs[0] == 0, spec.name
+        assert spec.record_epochs[-1] == spec.epochs, spec.name
+        assert list(spec.record_epochs) == sorted(set(spec.record_epochs)), spec.name
+
+
+def test_every_spec_on_images_can_be_trained():
+    """Enough examples for it, at least one batch of them, a network that takes these images."""
+    for spec in IMAGES:
         held_out = 10_000 if spec.held_out == "validation" else 0
         share = known_classes(spec) / CLASSES[spec.dataset]  # the sets with networks of some classes are balanced
         most = (TRAINING_EXAMPLES[spec.dataset] - held_out) * share
         assert spec.batch_size <= spec.train_examples <= most, spec.name
         assert not spec.classes or max(spec.classes) < CLASSES[spec.dataset], spec.name
-        assert spec.record_epochs[0] == 0, spec.name
-        assert spec.record_epochs[-1] == spec.epochs, spec.name
-        assert list(spec.record_epochs) == sorted(set(spec.record_epochs)), spec.name
         assert spec.dataset in experiments.SHOWN_CLASSES
         training.check_milestones(spec.schedule, spec.milestones)
-    for spec in {(s.network, s.dataset, s.hidden, s.classes): s for s in ALL}.values():
+    for spec in {(s.network, s.dataset, s.hidden, s.classes): s for s in IMAGES}.values():
         assert model_of(spec).head.out_features == known_classes(spec)
 
 
+@pytest.mark.parametrize("name", dict.fromkeys(f"{spec.experiment}-{spec.preset}" for spec in TRANSLATION))
+def test_every_spec_of_translation_can_be_trained(name):
+    """A warm-up that ends, a batch that holds any ordinary pair, greedy search and, but for smoke, a wider one."""
+    for spec in presets.find(name):
+        assert spec.batch_tokens >= 2_000 >= 2 * spec.longest
+        assert spec.beams[0] == 1
+        assert spec.preset == "smoke" or max(spec.beams) >= 4
+        factor = translation.learning_rate_factor(spec, 10 * spec.warmup)
+        assert factor(spec.warmup) == 1
+    if spec.preset != "paper":  # those take memory
+        assert translation.model_of(spec).head.out_features == spec.vocabulary
+
+
 def test_decay_only_names_parameters_of_the_network():
-    found = [spec for spec in ALL if spec.decay_only]
+    found = [spec for spec in IMAGES if spec.decay_only]
     assert {spec.network for spec in found} == {"alexnet"}
     shapes = {name: tuple(weights.shape) for name, weights in model_of(found[0]).named_parameters()}
     for spec in found:  # the two dense layers of 384 and 192 units, their weights alone
@@ -116,12 +148,20 @@ def test_no_run_is_trained_twice_under_two_names():
 
 
 def test_smoke_trains_each_kind_of_network_on_data_that_ship_with_scikit_learn():
-    specs = presets.specs("smoke")
+    specs = images("smoke")
     assert {spec.network for spec in specs} == {"fully_connected", "alexnet", "resnet20"}
     assert {spec.dataset for spec in specs} == {"digit_images"}
     assert all(spec.train_examples * spec.epochs <= 1_000 for spec in specs)
     assert any(spec.shift for spec in specs)
     assert any(spec.dropout for spec in specs)
+
+
+def test_smoke_trains_a_transformer_on_number_names_which_need_no_data():
+    specs = presets.experiment("number-names", "smoke")
+    assert specs == [spec for spec in TRANSLATION if spec.preset == "smoke"]
+    assert {spec.dataset for spec in specs} == {"number_names"}
+    assert {(spec.alpha, spec.seed) for spec in specs} == {(0.0, 0), (0.1, 0)}
+    assert all(spec.train_pairs * spec.epochs <= 5_000 for spec in specs)
 
 
 def test_laptop_has_the_pairs_that_the_issue_asks_for():
@@ -153,7 +193,7 @@ def test_laptop_has_a_range_of_alphas():
 
 def test_laptop_has_networks_that_know_half_of_the_classes():
     """Every other class of CIFAR-100, so that 50 are left for a probe; otherwise as the networks that know all."""
-    half = [spec for spec in presets.specs("laptop") if spec.classes]
+    half = [spec for spec in images("laptop") if spec.classes]
     assert {spec.experiment for spec in half} == {"cifar100-half-resnet20"}
     assert {spec.classes for spec in half} == {tuple(range(0, 100, 2))}
     (whole,) = presets.experiment("cifar100-resnet20", "laptop", seed=0, alpha=0.0)
@@ -163,7 +203,7 @@ def test_laptop_has_networks_that_know_half_of_the_classes():
 
 def test_laptop_has_other_losses_at_matched_strength():
     """The same seeds for each; the margin and the penalty at the gap of α = 0.1, to the digits that a name needs."""
-    found = [spec for spec in presets.specs("laptop") if spec.outside == "cifar100"]
+    found = [spec for spec in images("laptop") if spec.outside == "cifar100"]
     strengths = defaultdict(set)
     for spec in found:
         strengths[spec.experiment, spec.loss, spec.alpha, spec.strength].add(spec.seed)
@@ -195,12 +235,24 @@ def test_laptop_shows_noise_to_networks_on_mnist():
 
 def test_laptop_has_a_well_regularised_counter_example():
     """All images, shifted and mirrored, beside nets that see the same few images unchanged until they know them."""
-    augmented = [spec for spec in presets.specs("laptop") if spec.flip and spec.shift]
+    augmented = [spec for spec in images("laptop") if spec.flip and spec.shift]
     assert {spec.alpha for spec in augmented} == {0.0, 0.1}
     assert {spec.train_examples for spec in augmented} == {50_000}
-    others = [s for s in presets.specs("laptop") if s.dataset != "mnist" and s not in augmented]
+    others = [s for s in images("laptop") if s.dataset != "mnist" and s not in augmented]
     assert not any(spec.flip or spec.shift for spec in others)
     assert max(spec.train_examples for spec in others) < 50_000
+
+
+def test_laptop_has_a_transformer_on_all_of_multi30k():
+    """Hard and smoothed differ in α alone, with the same seeds."""
+    specs = [spec for spec in TRANSLATION if spec.preset == "laptop"]
+    assert {(spec.experiment, spec.dataset, spec.train_pairs) for spec in specs} == {
+        ("multi30k-transformer", "multi30k", 0)
+    }
+    found = seeds("laptop", network="transformer")
+    assert set(found) == {0.0, 0.1}
+    assert found[0.0] == found[0.1] >= {0, 1}
+    assert len({settings(spec) for spec in specs}) == 1
 
 
 # --- paper
@@ -254,6 +306,26 @@ def test_seeds_and_alphas_of_the_paper():
     assert seeds("paper", dataset="mnist", dropout=0.5) == {0.0: five}
 
 
+def test_the_papers_transformer():
+    """The base model of Vaswani et al. (2017), table 3, and its rate, section 5.3; 300,000 steps as Müller et al."""
+    (spec, *others) = presets.experiment("wmt14-transformer", "paper")
+    assert {settings(other) for other in others} == {settings(spec)}
+    sizes = {"width": 512, "heads": 8, "layers": 6, "hidden": 2_048, "dropout": 0.1, "norm": "post", "sharing": "all"}
+    assert {name: getattr(spec, name) for name in sizes} == sizes
+    assert (spec.schedule, spec.warmup) == ("inverse square root", 4_000)
+    assert spec.learning_rate == pytest.approx((512 * 4_000) ** -0.5, rel=1e-3)
+    assert seeds("paper", dataset="wmt14_en_de") == {0.0: {0, 1, 2}, 0.1: {0, 1, 2}}
+    # 4.5 million pairs of some 30 tokens a side, and little padding where lengths are alike
+    assert spec.epochs * 4.5e6 * 60 / spec.batch_tokens == pytest.approx(300_000, rel=0.05)
+
+
+def test_the_papers_preset_has_multi30k_at_length():
+    assert seeds("paper", dataset="multi30k") == {0.0: {0, 1, 2, 3, 4}, 0.1: {0, 1, 2, 3, 4}}
+    (laptop, *_) = presets.experiment("multi30k-transformer", "laptop")
+    (paper, *_) = presets.experiment("multi30k-transformer", "paper")
+    assert (paper.width, paper.epochs) > (laptop.width, laptop.epochs)
+
+
 # --- finding
 
 
@@ -272,15 +344,17 @@ def test_find_a_run():
         assert presets.find(spec.name) == [spec]
 
 
-def test_find_a_spec_in_a_file(tmp_path):
-    spec = replace(ALL[0], alpha=0.37)
+@pytest.mark.parametrize("first", [IMAGES[0], TRANSLATION[0]], ids=lambda spec: spec.network)
+def test_find_a_spec_in_a_file(tmp_path, first):
+    spec = replace(first, alpha=0.37)
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(spec.as_dict()))
     assert presets.find(str(path)) == [spec]
 
 
-def test_find_the_spec_of_a_stored_run(tmp_path):
-    spec = replace(ALL[0], alpha=0.37)
+@pytest.mark.parametrize("first", [IMAGES[0], TRANSLATION[0]], ids=lambda spec: spec.network)
+def test_find_the_spec_of_a_stored_run(tmp_path, first):
+    spec = replace(first, alpha=0.37)
     path = runs.save(runs.Run(spec.as_dict(), {"test_logits": np.zeros((2, 3), np.float32)}), tmp_path)
     assert presets.find(str(path)) == [spec]
 
@@ -290,7 +364,9 @@ def test_find_the_spec_of_a_stored_run(tmp_path):
     [
         ("labtop", "laptop"),
         ("mnist-fc-labtop", "mnist-fc-laptop"),
-        (ALL[-1].name[:-1], "cifar10-resnet56-paper"),
+        (IMAGES[-1].name[:-1], "cifar10-resnet56-paper"),
+        (TRANSLATION[-1].name[:-1], "wmt14-transformer-paper"),
+        ("number-name-smoke", "number-names-smoke"),
         ("cifar100-resnet20-laptop-alpha0.2-seed0", "cifar100-resnet20-laptop"),
     ],
 )
@@ -367,6 +443,6 @@ def test_datasets_have_the_sizes_that_these_tests_take_for_granted():
 
 def test_every_experiment_with_two_sides_has_a_title():
     """Of those that chapters tabulate together: not networks that know half of the classes, nor those of the losses."""
-    whole = [spec for spec in presets.specs("laptop") if not spec.classes and not spec.outside]
+    whole = [spec for spec in images("laptop") if not spec.classes and not spec.outside]
     hard, smoothed = ({spec.experiment for spec in whole if spec.alpha == alpha} for alpha in (0.0, 0.1))
     assert set(presets.TITLES) == hard & smoothed

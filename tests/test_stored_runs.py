@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from lsbook import calibration, experiments, files, presets, runs, sweeps
+from lsbook import calibration, experiments, files, presets, runs, sweeps, translation, translation_metrics
 
-SPECS = {spec.name: spec for spec in presets.specs("laptop")}
+ALL = presets.specs("laptop")
+SPECS = {spec.name: spec for spec in ALL if isinstance(spec, experiments.Spec)}  # on images
+TRANSLATION = {spec.name: spec for spec in ALL if isinstance(spec, translation.TranslationSpec)}
+TEST_PAIRS = {"multi30k": 1_000}
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100}
 LARGEST_FOLDER = 45e6  # bytes: a checkout is to stay small
 
 
 def test_every_run_of_the_preset_is_there():
     """The folder of this checkout, whatever LSBOOK_RUNS_DATA says elsewhere."""
-    assert [spec.name for spec in sweeps.missing(SPECS.values(), runs.folder())] == []
+    assert [spec.name for spec in sweeps.missing(ALL, runs.folder())] == []
 
 
 def test_nothing_else_is_there_and_it_is_small():
@@ -32,7 +35,7 @@ def test_nothing_else_is_there_and_it_is_small():
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_a_stored_run_is_whole_and_says_what_made_it(spec):
+def test_a_stored_run_on_images_is_whole_and_says_what_made_it(spec):
     run = runs.load(spec.as_dict(), runs.folder())  # compares digests
     arrays, known = run.arrays, len(spec.classes) or CLASSES[spec.dataset]
     # Test sets have 10,000 images; the set of which some classes are left out has equally many of each.
@@ -125,3 +128,74 @@ def test_hard_and_smoothed_networks_come_in_pairs(name):
         assert by_seed == {seed: hard[seed] for seed in by_seed}
     assert len(set(hard.values())) == len(hard) >= 3
     assert 0.0 in labels or len(by_seed) >= 2
+
+
+# --- translation
+
+
+@pytest.mark.parametrize("spec", TRANSLATION.values(), ids=TRANSLATION)
+def test_a_stored_run_of_translation_is_whole_and_says_what_made_it(spec):
+    run = runs.load(spec.as_dict(), runs.folder())  # compares digests
+    arrays, sentences = run.arrays, TEST_PAIRS[spec.dataset]
+    tokens, temperatures = len(arrays["test_correct"]), translation.TEMPERATURES
+    assert arrays["temperatures"].tolist() == list(temperatures)
+    for name in ("test_confidence", "test_nll"):
+        assert (arrays[name].shape, arrays[name].dtype) == ((len(temperatures) + 1, tokens), np.float16)
+        assert np.isfinite(arrays[name]).all()
+    assert np.unique(arrays["test_sentence"]).tolist() == list(range(sentences))
+    assert set(arrays["search_beams"].tolist()) == set(spec.beams)
+    assert arrays["search_counts"].shape == (len(arrays["search_beams"]), 2, sentences, 10)
+    assert arrays["head_weight"].shape == (3, spec.width)
+    assert [row["epoch"] for row in run.history] == list(spec.record_epochs)
+    assert run.history[-1]["test_accuracy"] == arrays["test_correct"].mean()
+    assert {"code", "torch", "device", "wall_seconds", "precision", "sacrebleu"} <= set(run.provenance)
+    assert set(run.provenance["translations"]) == set(translation.SENTENCES[spec.dataset])
+    assert run.provenance["shown_words"] == [piece[1:] for piece in translation.SHOWN_PIECES[spec.dataset]]
+
+
+@pytest.mark.parametrize("spec", TRANSLATION.values(), ids=TRANSLATION)
+def test_a_stored_translator_translates(spec):
+    """At T = 1 far better than chance and well below perfect, and greedy search close to a wider one."""
+    arrays = runs.load(spec.as_dict(), runs.folder()).arrays
+    scores = np.array(translation_metrics.bleu_of_counts(arrays["search_counts"][:, 0].sum(1, dtype=int)))
+    at_one = scores[arrays["search_temperatures"] == 1]
+    assert 20 < at_one.min() <= at_one.max() < 60
+    assert np.ptp(at_one) < 5
+    assert arrays["test_special_mass"].sum() < 0.01  # on tokens that are never right, even if smoothing gives them mass
+
+
+@pytest.mark.parametrize("spec", TRANSLATION.values(), ids=TRANSLATION)
+def test_the_fitted_temperature_of_a_stored_translator_is_between_the_best_of_the_grid(spec):
+    """The NLL on val is convex in 1/T: its minimum lies between the neighbours of the best T of the grid."""
+    arrays = runs.load(spec.as_dict(), runs.folder()).arrays
+    best = int(arrays["val_nll"].argmin())
+    assert 0 < best < len(translation.TEMPERATURES) - 1
+    (temperature,) = arrays["fitted_temperature"]
+    assert arrays["temperatures"][best - 1] < temperature < arrays["temperatures"][best + 1]
+    # On the test set, the fitted T is about as good as T = 1 or better.
+    nll = arrays["test_nll"].astype(float).mean(1)
+    assert nll[-1] <= nll[translation.TEMPERATURES.index(1.0)] + 0.01
+
+
+@pytest.mark.parametrize("spec", TRANSLATION.values(), ids=TRANSLATION)
+def test_stored_features_of_words_are_those_that_the_output_layer_turns_into_the_right_word(spec):
+    """Of the three words, the one that was to be said is the likeliest, nearly always."""
+    arrays = runs.load(spec.as_dict(), runs.folder()).arrays
+    for split in ("train", "test"):
+        labels = arrays[f"shown_{split}_labels"]
+        assert set(labels.tolist()) == {0, 1, 2}
+        logits = arrays[f"shown_{split}_features"].astype(float) @ arrays["head_weight"].T + arrays["head_bias"]
+        assert (logits.argmax(1) == labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(spec.experiment for spec in TRANSLATION.values()))
+def test_hard_and_smoothed_translators_come_in_pairs(name):
+    """The same seeds for every α, the same test sentences and references for all."""
+    by_alpha, tests = defaultdict(set), set()
+    for spec in presets.experiment(name, "laptop"):
+        by_alpha[spec.alpha].add(spec.seed)
+        arrays = runs.load(spec.as_dict(), runs.folder()).arrays
+        references = arrays["search_counts"][0, :, :, 9]  # their tokens
+        tests.add((arrays["test_sentence"].tobytes(), references.tobytes()))
+    assert len(tests) == len(set(map(frozenset, by_alpha.values()))) == 1
+    assert set(by_alpha) >= {0.0, 0.1}

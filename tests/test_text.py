@@ -13,7 +13,7 @@ from strategies import sentences
 
 from lsbook import number_names, text
 from lsbook.number_names import LARGEST, english, german
-from lsbook.text import BEGIN, END, PADDING, SPECIALS, CorpusError, Tokenizer
+from lsbook.text import BEGIN, END, PADDING, SPECIALS, UNKNOWN, CorpusError, Tokenizer
 
 PAIRS = number_names.pairs(300, 20, 20)["train"]
 TOKENIZER = Tokenizer.train([sentence for pair in PAIRS for sentence in pair], 350)
@@ -159,10 +159,36 @@ def test_decoding_gives_the_sentence_back(sentence):
 
 
 @pytest.mark.parametrize(
-    "sentence", ["<s> </s> <unk> <pad>", "<0x41>", " two  spaces ", "é", unicodedata.normalize("NFD", "é")]
+    "sentence",
+    [
+        *("<s> </s> <unk> <pad>", "<0x41>", " two  spaces ", "é", unicodedata.normalize("NFD", "é")),
+        # A character of sentencepiece's own use, the mark of what is unknown, one beyond 16 bits, ligature, joiner,
+        # byte order mark, and what ends a line or a string elsewhere.
+        *("a▅b", "⁇", "𝄞", "ﬁ", "a\u200db", "\ufeffa", "\r\n", "\t", "a\0b", "\u2028"),
+    ],
 )
 def test_nothing_in_a_sentence_is_a_command(sentence):
     assert TOKENIZER.decode(TOKENIZER.encode(sentence)) == sentence
+
+
+def test_the_piece_for_a_space_is_read_as_one():
+    assert TOKENIZER.decode(TOKENIZER.encode("a▁b▁")) == "a b "
+
+
+def test_tokens_that_are_no_text():
+    """Regression: the library writes UNKNOWN as " ⁇ ", which a translation must not say."""
+    a, b = TOKENIZER.encode("zwei"), TOKENIZER.encode("zwei drei")[1:]
+    assert TOKENIZER.decode([UNKNOWN]) == "" == TOKENIZER.decode(SPECIALS)
+    assert TOKENIZER.decode([*a, UNKNOWN, *b]) == TOKENIZER.decode([*a, *b])
+    byte = TOKENIZER.pieces.index("<0x00>")
+    assert TOKENIZER.decode([byte + 0xC3, byte + 0xA9]) == "é" and TOKENIZER.decode([byte + 0xFF]) == "\ufffd"
+
+
+def test_no_training_sentence_is_left_out():
+    """Regression: sentencepiece skipped, in silence, sentences with the character that it keeps for itself."""
+    tokenizer = Tokenizer.train(["▅ abab abab"] * 3, 264)
+    assert any("ab" in piece for piece in tokenizer.pieces[260:])
+    assert tokenizer.decode(tokenizer.encode("▅ abab")) == "▅ abab"
 
 
 def test_the_vocabulary():
@@ -313,7 +339,9 @@ ENCODED = text.encode_pairs(PAIRS, TOKENIZER).pairs
 
 def test_encoding_adds_the_end():
     (source, target), *_ = ENCODED
-    assert source == [*TOKENIZER.encode(PAIRS[0][0]), END] and target == [*TOKENIZER.encode(PAIRS[0][1]), END]
+    assert list(source) == [*TOKENIZER.encode(PAIRS[0][0]), END]
+    assert list(target) == [*TOKENIZER.encode(PAIRS[0][1]), END]
+    assert source.itemsize == target.itemsize == 4  # bytes a token, not the 36 of a list of int
 
 
 def test_over_long_sentences():
@@ -337,7 +365,8 @@ def test_over_long_sentences():
             lambda: text.encode_pairs([("a", "b"), ("a", "")], TOKENIZER, name="val"),
             "val line 2: the target sentence is empty",
         ),
-        (lambda: text.encode_pairs([], TOKENIZER), "corpus must hold at least one pair"),
+        (lambda: text.encode_pairs([], TOKENIZER), "corpus must hold at least one pair, got none"),
+        (lambda: text.batch_indices([], 100), "pairs must hold at least one pair, got none"),
         (lambda: text.encode_pairs(PAIRS, TOKENIZER, 2, "drop"), "at least one pair of at most 2 tokens, got none"),
         (
             lambda: text.encode_pairs(PAIRS, TOKENIZER, over_long="cut"),
@@ -375,6 +404,20 @@ def test_every_pair_is_in_one_batch_within_the_limit(lengths, limit, seed, epoch
             assert [t for t in batch.source[row].tolist() if t != PADDING] == pairs[i][0]
             assert [t for t in batch.labels[row].tolist() if t != PADDING] == pairs[i][1]
     assert text.batch_indices(pairs, limit, seed, epoch) == [batch.index.tolist() for batch in made]
+
+
+def test_batches_by_hand():
+    """By length of target, then source, and as full as the limit allows: 2 × (2 + 3) tokens fit into 10, not 9."""
+    pairs = [([5] * s, [6] * t) for s, t in [(1, 3), (4, 4), (2, 3), (1, 3), (2, 1)]]
+    assert text.batch_indices(pairs, 9) == [[4], [0, 3], [2], [1]]
+    assert text.batch_indices(pairs, 10) == [[4, 0], [3, 2], [1]]
+    assert text.batch_indices(pairs, 100) == [[4, 0, 3, 2, 1]]
+
+
+def test_every_epoch_has_as_many_batches():
+    """The schedule of the learning rate rests on it."""
+    sizes = [sorted(map(len, text.batch_indices(ENCODED, 500, seed=1, epoch=epoch))) for epoch in range(4)]
+    assert sizes == [sizes[0]] * 4 == [sorted(map(len, text.batch_indices(ENCODED, 500)))] * 4
 
 
 def test_seed_and_epoch_decide_the_batches():

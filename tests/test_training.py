@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -891,6 +892,189 @@ def test_the_bar_of_a_resumed_run_starts_where_it_was(tmp_path, monkeypatch):
     (_, whole), (_, options) = bars
     assert (whole["initial"], whole["total"]) == (0, 5)
     assert (options["initial"], options["total"], options["desc"]) == (2, 5, "x")
+
+
+# --- batches of any make, by Adam
+
+
+class Ragged(NamedTuple):
+    """A batch of words: their indices and what to make of them."""
+
+    words: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def arguments(self):
+        return (self.words,)
+
+
+class Tied(torch.nn.Module):
+    """Words to words, the embedding and the output layer one matrix; with dropout and a buffer."""
+
+    def __init__(self, width=4, shared=True):
+        super().__init__()
+        self.embedding, self.drop = torch.nn.Embedding(6, width), torch.nn.Dropout(0.2)
+        self.head = torch.nn.Linear(width, 6)
+        self.register_buffer("seen", torch.zeros(()))
+        if shared:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, words):
+        if self.training:
+            self.seen += len(words)
+        features = self.drop(self.embedding(words))
+        return models.Output(self.head(features), features)
+
+
+def ragged_batches(epoch):
+    """Three batches of 5, 2 and 4 words, others in every epoch."""
+    generator = torch.Generator().manual_seed(epoch)
+    parts = [torch.randint(6, (size,), generator=generator) for size in (5, 2, 4)]
+    return [Ragged(words, (words + 1) % 6) for words in parts]
+
+
+def halving(step):
+    return 0.5 ** (step / 10)
+
+
+def tied(width=4, shared=True, seed=0):
+    return models.build(lambda: Tied(width, shared), seed)
+
+
+def fit_ragged(model, epochs=5, **options):
+    options = {"learning_rate": 0.05, "seed": 0, "plan": {"corpus": "words"}} | options
+    return training.fit_batches(model, ragged_batches, hard_loss, halving, epochs=epochs, **options)
+
+
+def stop_ragged(path, epoch=3, model=None, **options):
+    """Train until the checkpoint of `epoch` lies there, and stop in the next epoch."""
+
+    def stopping(at, model):
+        if at > epoch:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit_ragged(model or tied(), record=stopping, keep=training.Keep(path, 0), **options)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_fit_batches_is_adam_by_hand(clip_norm):
+    """Kingma and Ba (2015), algorithm 1, with the rate of each step and Vaswani's β and ε."""
+    model, by_hand = tied(), tied()
+    model.drop.p = by_hand.drop.p = 0.0
+    fit_ragged(model, clip_norm=clip_norm)
+    weights, t = list(by_hand.parameters()), 0
+    first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    for batch in (batch for epoch in range(1, 6) for batch in ragged_batches(epoch)):
+        t += 1
+        gradients = torch.autograd.grad(hard_loss(by_hand(batch.words).logits, batch), weights)
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        factor = min(1.0, clip_norm / (norm.item() + 1e-6)) if clip_norm else 1.0
+        with torch.no_grad():
+            for w, g, m, v in zip(weights, gradients, first, second, strict=True):
+                m.mul_(0.9).add_(0.1 * factor * g)
+                v.mul_(0.98).add_(0.02 * (factor * g) ** 2)
+                w -= 0.05 * halving(t) * (m / (1 - 0.9**t)) / ((v / (1 - 0.98**t)).sqrt() + 1e-9)
+    assert t == 15
+    for mine, theirs in zip(weights, model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_batches_are_asked_for_by_epoch_and_recorded():
+    asked, model = [], tied()
+    history = training.fit_batches(
+        model,
+        lambda epoch: asked.append(epoch) or ragged_batches(epoch),
+        hard_loss,
+        halving,
+        epochs=3,
+        learning_rate=0.05,
+        seed=0,
+        plan={},
+        record=lambda epoch, model: {"epoch": epoch, "seen": model.seen.item()} if epoch != 1 else None,
+    )
+    assert asked == [1, 2, 3]
+    assert history == [{"epoch": 0, "seen": 0.0}, {"epoch": 2, "seen": 22.0}, {"epoch": 3, "seen": 33.0}]
+
+
+def test_what_calls_the_model_may_be_another():
+    calls, model = [], tied()
+    plain = tied()
+    fit_ragged(model, forward=lambda words: calls.append(len(words)) or model(words))
+    fit_ragged(plain)
+    assert calls == 5 * [5, 2, 4]
+    assert everything(model) == everything(plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_parts_of_adam_are_one_training_to_the_last_bit(tmp_path, dtype, shared):
+    """Its step count and both means go on where they were: a fresh start of Adam would end elsewhere."""
+    whole, part, fresh = (tied(shared=shared, seed=seed).to(dtype) for seed in (0, 0, 9))
+    fit_ragged(whole)
+    stop_ragged(tmp_path / "c", model=part)
+    torch.randn(5)
+    fit_ragged(fresh, keep=training.Keep(tmp_path / "c"))
+    assert everything(fresh) == everything(whole)
+    with safe_open(tmp_path / "c", "pt") as file:
+        names = set(file.keys())
+        assert file.get_tensor("step.head.bias").item() == 9  # three epochs of three steps
+    weights = {"embedding.weight", "head.bias"} | (
+        set() if shared else {"head.weight"}
+    )  # a shared matrix is named once
+    assert names == {f"{kind}.{name}" for kind in ("model", "step", "exp_avg", "exp_avg_sq") for name in weights} | {
+        "model.seen"
+    }
+
+
+def test_a_checkpoint_is_read_but_not_written_by_the_other_processes(tmp_path):
+    path, whole, other = tmp_path / "c", tied(), tied(seed=9)
+    fit_ragged(whole, keep=training.Keep(path, 0, writes=False))
+    assert not path.exists()
+    stop_ragged(path)
+    before = path.read_bytes()
+    fit_ragged(other, keep=training.Keep(path, 0, writes=False))
+    assert everything(other) == everything(whole)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model": {"width": 5}}, "has the shape"),
+        ({"model": {"shared": False}}, "other tensors than this network"),
+        ({"epochs": 6}, "it is of"),
+        ({"learning_rate": 0.1}, "it is of"),
+        ({"plan": {"corpus": "other words"}}, "it is of .*'corpus': 'words'.* not of .*'other words'"),
+    ],
+)
+def test_a_checkpoint_of_another_training_by_adam(tmp_path, change, reason):
+    stop_ragged(tmp_path / "c")
+    model = tied(**change.pop("model", {}))
+    with pytest.raises(training.DamagedCheckpointError, match=f"(?s)does not belong to this run .*{reason}"):
+        fit_ragged(model, keep=training.Keep(tmp_path / "c"), **change)
+
+
+@pytest.mark.parametrize("name", ["exp_avg.head.bias", "exp_avg_sq.embedding.weight"])
+def test_a_checkpoint_whose_means_do_not_fit_the_weights(tmp_path, name):
+    stop_ragged(tmp_path / "c")
+    data = (tmp_path / "c").read_bytes()
+    state = load(data) | {name: torch.zeros(7, dtype=torch.float64)}
+    (tmp_path / "c").write_bytes(save(state, {"progress": json.dumps(progress_of(data))}))
+    with pytest.raises(training.DamagedCheckpointError, match="does not belong to this run"):
+        fit_ragged(tied(), keep=training.Keep(tmp_path / "c"))
+
+
+def test_fit_batches_says_what_is_wrong():
+    with pytest.raises(ValueError, match="epochs must be at least 0, got -1"):
+        fit_ragged(tied(), epochs=-1)
+    with pytest.raises(ValueError, match="learning_rate must be positive and finite, got 0"):
+        fit_ragged(tied(), learning_rate=0)
+    with pytest.raises(FloatingPointError, match=r"in epoch 1; try a learning rate below 1e\+200"):
+        fit_ragged(tied(), learning_rate=1e200)
+    before = everything(model := tied())
+    assert fit_ragged(model, epochs=0) == []
+    assert everything(model) == before
 
 
 # --- memory

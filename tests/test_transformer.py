@@ -163,6 +163,17 @@ def test_padding_and_neighbours_change_nothing(options, seed, more_source, more_
     assert together.logits.isfinite().all()
 
 
+def test_no_later_token_looks_at_padding():
+    """In batches padding stands at the end, where the order alone hides it; here it stands before a token."""
+    model, source = make(sharing="none"), torch.tensor([[5, PADDING, 6, END]])
+    inputs = torch.tensor([[BEGIN, PADDING, 7]])
+    with torch.no_grad():
+        before = model(source, inputs).logits[:, -1]
+        for embedding in (model.source_embedding, model.target_embedding):
+            embedding.weight[PADDING] += 10 * torch.randn(12, dtype=torch.float64)
+        assert torch.equal(model(source, inputs).logits[:, -1], before)
+
+
 def test_no_gradient_comes_from_padding():
     """The embedding of padding moves only through its row of the output weights, shared or not."""
     model, batch = make(sharing="none"), text.make_batch(random_pairs(1))
@@ -258,6 +269,17 @@ def test_loss_is_the_direct_sum(seed, alpha, convention, receivers):
     logits = 4 * torch.randn(*labels.shape, VOCABULARY, generator=generator, dtype=torch.float64)
     expected = direct_loss(logits, labels, alpha, convention, receivers)
     assert token_loss(logits, labels, alpha, convention, receivers).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("receivers", transformer.RECEIVERS)
+def test_the_conventions_agree_at_equal_strength(receivers):
+    """Of R receivers the truth lacks α (R − 1)/R in one convention and ε in the other."""
+    labels = text.make_batch(random_pairs(7)).labels
+    logits = torch.randn(*labels.shape, VOCABULARY, dtype=torch.float64)
+    count = VOCABULARY - len(classes_without_mass(receivers))
+    uniform = token_loss(logits, labels, 0.3, "uniform", receivers)
+    close(token_loss(logits, labels, 0.3 * (count - 1) / count, "others", receivers), uniform, 1e-13)
+    assert abs(token_loss(logits, labels, 0.3, "others", receivers) - uniform) > 1e-6
 
 
 @pytest.mark.parametrize("convention", ["uniform", "others"])
