@@ -3,7 +3,8 @@
 Temperature T divides the complete logits, bias included: p = softmax(z/T). A translation y ends with END; its score is
 ln p(y) / ((5 + |y|)/6)^penalty, |y| counting END: penalty 0 ranks by probability, which favours short ones (Wu et al.
 2016, section 7). PADDING, BEGIN and UNKNOWN are never said; they keep their share of the softmax, so that scores are
-those of the full model.
+those of the full model. Probabilities are added up in float64, whatever the network computes in: coarser, two tokens
+could tie whose logits differ, and beam 1 would leave the greedy path.
 """
 
 import math
@@ -50,6 +51,14 @@ def score(log_prob, length, penalty):
     return log_prob / ((5 + length) / 6) ** penalty
 
 
+def _check_finite(logits, sentences):
+    """Raise unless each beginning has a likeliest token; logits (B, k, V) of sentences with these places (B)."""
+    broken = ~logits.amax(-1).isfinite().all(-1)
+    if broken.any():
+        place = int(sentences[int(broken.nonzero()[0])])
+        raise FloatingPointError(f"sentence {place} has no translation: the network's logits are not finite")
+
+
 @contextmanager
 def _evaluating(model):
     """Inside the block no dropout and no gradients."""
@@ -85,14 +94,17 @@ def greedy(model, source, max_length=None):
     """The likeliest next token again and again, for source (B, S): a list of B tuples of tokens, END at each end.
 
     No temperature here: dividing the logits by T > 0 does not change which is largest. After max_length − 1 tokens END
-    is said whatever its probability; None is 2 S + 10, S the sentence's own tokens. Raises TypeError, ValueError.
+    is said whatever its probability; None is 2 S + 10, S the sentence's own tokens. Of equal logits the first is taken.
+    Raises TypeError, ValueError, FloatingPointError if logits are not finite.
     """
     limits = _limits(source, max_length).tolist()
     said = [[] for _ in limits]
     with _evaluating(model):
         cache, open_, tokens = model.cache(source), list(range(len(said))), torch.full_like(source[:, :1], BEGIN)
         while open_:
-            logits = model.step(tokens, cache).logits[:, 0]
+            logits = model.step(tokens, cache).logits
+            _check_finite(logits, open_)
+            logits = logits[:, 0]
             logits[:, NEVER_SAID] = -math.inf
             for sentence, token in zip(open_, logits.argmax(-1).tolist(), strict=True):
                 said[sentence].append(END if len(said[sentence]) + 1 >= limits[sentence] else token)
@@ -118,7 +130,7 @@ class _Beams:
         self.limits = limits  # (B,)
         self.tokens = torch.full((len(source), beam, 1), BEGIN, device=source.device)  # (B, k, t)
         # All k beginnings are the same at first, so only one of them may go on.
-        self.log_probs = torch.full((len(source), beam), -math.inf, device=source.device)  # (B, k)
+        self.log_probs = torch.full((len(source), beam), -math.inf, dtype=torch.float64, device=source.device)  # (B, k)
         self.log_probs[:, 0] = 0
 
     def keep(self, rows):
@@ -129,31 +141,34 @@ class _Beams:
 def _candidates(beams, logits, temperature):
     """The best 2k of the k × V ways to go on: ln p, the beginning's place, the token; each (B, 2k), best first.
 
-    At most k of them say END, so that k others are among them.
+    Twice as many as can be chosen, so that a trace shows what was dropped. Of equal ones the first comes first, as in
+    `greedy`.
     """
-    log_probs = (logits / temperature).log_softmax(-1)
+    log_probs = (logits.double() / temperature).log_softmax(-1)
     log_probs[..., NEVER_SAID] = -math.inf
     at_limit = beams.limits == beams.tokens.shape[-1]
     if at_limit.any():  # END is all that may be said
         only_end = torch.full_like(log_probs[0, 0], -math.inf)
         only_end[END] = 0
         log_probs[at_limit] += only_end
-    total = (beams.log_probs.to(log_probs)[..., None] + log_probs).flatten(1)
-    values, flat = total.topk(min(2 * beams.log_probs.shape[1], total.shape[1]), dim=1)
+    total, count = (beams.log_probs[..., None] + log_probs).flatten(1), 2 * beams.log_probs.shape[1]
+    values, flat = total.topk(count + 1, dim=1)
+    if (values.diff(dim=1) == 0).any():  # in bfloat16 common; topk takes any
+        values, flat = total.sort(dim=1, descending=True, stable=True)
+    values, flat = values[:, :count], flat[:, :count]
     return values, flat // logits.shape[-1], flat % logits.shape[-1]
 
 
-def _chosen(values, tokens, beam):
-    """Which candidates finish (B, 2k), and the places of the k that go on (B, k).
+def _chosen(values, tokens, free):
+    """Which candidates finish (B, 2k), and the places of the k that may go on (B, k), with their ln p (B, k).
 
-    One finishes if it says END and is among the best k; the best k of those that do not say END go on.
+    free (B,) : how many of the k places no finished translation holds. Of so many best candidates those that say END
+    finish and the others go on; ln p is −∞ where fewer go on.
     """
     ends = tokens == END
-    finished = ends & values.isfinite()
-    finished[:, beam:] = False
-    going_on = values.masked_fill(ends, -math.inf)
-    places = going_on.topk(min(beam, values.shape[1]), dim=1).indices
-    return finished, places
+    among = torch.arange(values.shape[1], device=values.device) < free[:, None]
+    going_on = values.masked_fill(ends | ~among, -math.inf).topk(values.shape[1] // 2, dim=1)
+    return ends & among & values.isfinite(), going_on.indices, going_on.values
 
 
 def _note(found, beams, values, parents, tokens, finished, penalty):
@@ -164,24 +179,22 @@ def _note(found, beams, values, parents, tokens, finished, penalty):
         found[beams.sentences[row]].append(Hypothesis(said, log_prob, score(log_prob, len(said), penalty)))
 
 
-def _record(trace, beams, values, parents, tokens, finished, places):
+def _record(trace, beams, values, parents, tokens, finished, places, log_probs):
     """Add this step's candidates to each sentence's trace."""
     for row, sentence in enumerate(beams.sentences.tolist()):
-        kept, step = set(places[row].tolist()), []
+        kept, step = set(places[row, log_probs[row].isfinite()].tolist()), []
         for place in values[row].isfinite().nonzero().flatten().tolist():
-            ends = bool(tokens[row, place] == END)
-            fate = "finished" if finished[row, place] else "kept" if place in kept and not ends else "dropped"
+            fate = "finished" if finished[row, place] else "kept" if place in kept else "dropped"
             before = tuple(beams.tokens[row, parents[row, place], 1:].tolist())
             step.append(Candidate(before, tokens[row, place].item(), values[row, place].item(), fate))
         trace[sentence].append(step)
 
 
-def _advance(beams, cache, values, parents, tokens, places):
+def _advance(beams, cache, parents, tokens, places, log_probs):
     """Make the chosen candidates the beginnings of the next step."""
     count, beam = beams.log_probs.shape
-    places = torch.nn.functional.pad(places, (0, beam - places.shape[1]))  # a tiny vocabulary has fewer candidates
     chosen, token = parents.gather(1, places), tokens.gather(1, places)
-    beams.log_probs = values.gather(1, places).masked_fill(token == END, -math.inf)
+    beams.log_probs = log_probs
     beams.tokens = torch.cat([beams.tokens.gather(1, chosen[..., None].expand_as(beams.tokens)), token[..., None]], -1)
     cache.reorder((chosen + beam * torch.arange(count, device=chosen.device)[:, None]).flatten())
 
@@ -189,12 +202,13 @@ def _advance(beams, cache, values, parents, tokens, places):
 def beam_search(model, source, beam=4, *, temperature=1.0, penalty=0.6, max_length=None, trace=False):
     """The best translations that `beam` beginnings at a time can find, for source (B, S): `Search`.
 
-    At each step the ways to go on from all beginnings are ranked by ln p. Those among the best `beam` that say END are
-    finished; the best `beam` that do not go on. A sentence is done with `beam` finished ones, or at max_length tokens
-    (None: as in `greedy`), where END is all that may be said. Beam 1 is greedy decoding, at every temperature. A large
-    enough beam is exhaustive search. Returned are the `beam` best by score, or fewer if there are not so many.
+    There are `beam` places. At each step the ways to go on from all beginnings are ranked by ln p, and the best fill
+    the places: those that say END are finished and keep their places, the others go on (Sutskever et al. 2014). So a
+    good beginning is not given up because worse ones have ended. A sentence is done when all places hold finished
+    ones, or at max_length tokens (None: as in `greedy`), where END is all that may be said. Beam 1 is greedy
+    decoding, at every temperature. A large enough beam is exhaustive search. Returned are up to `beam`, best first.
 
-    Raises TypeError, ValueError naming the argument.
+    Raises TypeError, ValueError naming the argument, FloatingPointError if logits are not finite.
     """
     beam, temperature = check_int(beam, "beam", 1), check_positive(temperature, "temperature")
     penalty, limits = check_number(penalty, "penalty", 0, 100), _limits(source, max_length)
@@ -203,26 +217,26 @@ def beam_search(model, source, beam=4, *, temperature=1.0, penalty=0.6, max_leng
         beams, cache = _Beams(source, beam, limits), model.cache(source)
         while len(beams.sentences):
             logits = model.step(beams.tokens[..., -1], cache).logits
+            _check_finite(logits, beams.sentences)
             candidates = _candidates(beams, logits, temperature)
-            finished, places = _chosen(candidates[0], candidates[2], beam)
+            free = torch.tensor([beam - len(found[i]) for i in beams.sentences.tolist()], device=source.device)
+            finished, *going_on = _chosen(candidates[0], candidates[2], free)
             _note(found, beams, *candidates, finished, penalty)
             if trace:
-                _record(steps, beams, *candidates, finished, places)
-            _advance(beams, cache, *candidates, places)
-            _drop_done(beams, cache, found)
+                _record(steps, beams, *candidates, finished, *going_on)
+            _advance(beams, cache, *candidates[1:], *going_on)
+            _drop_done(beams, cache)
     if not all(found):
-        raise FloatingPointError(f"sentence {found.index([])} has no translation: the network's logits are not finite")
-    return Search([sorted(hypotheses, key=lambda h: -h.score)[:beam] for hypotheses in found], steps)
+        raise FloatingPointError(f"sentence {found.index([])} has no translation: each has probability 0")
+    return Search([sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found], steps)
 
 
-def _drop_done(beams, cache, found):
-    """Leave out the sentences with enough finished translations, and those that nothing can go on from."""
-    beam = beams.log_probs.shape[1]
-    enough = torch.tensor([len(found[i]) >= beam for i in beams.sentences.tolist()], device=beams.log_probs.device)
-    rows = (~enough & beams.log_probs.isfinite().any(1)).nonzero().flatten()
+def _drop_done(beams, cache):
+    """Leave out the sentences whose places are all held by finished translations, or that nothing can go on from."""
+    rows = beams.log_probs.isfinite().any(1).nonzero().flatten()
     if len(rows) < len(beams.sentences):
         beams.keep(rows)
-        _keep(cache, rows, beam)
+        _keep(cache, rows, beams.tokens.shape[1])
 
 
 def naive_beam_search(model, source, beam=4, *, temperature=1.0, penalty=0.6, max_length=None):
@@ -233,24 +247,26 @@ def naive_beam_search(model, source, beam=4, *, temperature=1.0, penalty=0.6, ma
     source = source[source != PADDING][None]
     limit, finished, beginnings = _limits(source, max_length).item(), [], [((), 0.0)]
     with _evaluating(model):
-        while beginnings and len(finished) < beam:
+        while beginnings:
             candidates = []
             for said, log_prob in beginnings:
                 logits = model(source, torch.tensor([[BEGIN, *said]], device=source.device)).logits[0, -1]
-                log_probs = (logits / temperature).log_softmax(-1)
+                log_probs = (logits.double() / temperature).log_softmax(-1)
                 log_probs[list(NEVER_SAID)] = -math.inf
                 if len(said) + 1 == limit:
                     log_probs[torch.arange(len(log_probs)) != END] = -math.inf
-                values, tokens = log_probs.topk(min(2 * beam, len(log_probs)))  # more cannot matter
+                values, tokens = log_probs.sort(descending=True, stable=True)
                 candidates += [
-                    ((*said, t), log_prob + p) for t, p in zip(tokens.tolist(), values.tolist(), strict=True)
-                ]
+                    ((*said, t), log_prob + p)
+                    for t, p in zip(tokens[: 2 * beam].tolist(), values[: 2 * beam].tolist(), strict=True)
+                ]  # more cannot matter
             candidates = [candidate for candidate in candidates if candidate[1] > -math.inf]
             candidates.sort(key=lambda candidate: -candidate[1])
-            finished += [candidate for candidate in candidates[:beam] if candidate[0][-1] == END]
-            beginnings = [candidate for candidate in candidates if candidate[0][-1] != END][:beam]
+            best = candidates[: beam - len(finished)]
+            finished += [candidate for candidate in best if candidate[0][-1] == END]
+            beginnings = [candidate for candidate in best if candidate[0][-1] != END]
     scored = [Hypothesis(said, log_prob, score(log_prob, len(said), penalty)) for said, log_prob in finished]
-    return sorted(scored, key=lambda hypothesis: -hypothesis.score)[:beam]
+    return sorted(scored, key=lambda hypothesis: -hypothesis.score)
 
 
 def token_log_probs(model, batch, temperature=1.0):
