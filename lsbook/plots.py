@@ -436,22 +436,19 @@ FATES = {"kept": (BLUE, "-"), "finished": (GREEN, "-"), "dropped": ("#777777", "
 
 
 def draw_beam_tree(ax, steps, names):
-    """What a beam search has looked at, from left to right: each candidate with its token and the ln p of all up to it.
+    """What a beam search has looked at, from top to bottom: each candidate with its token and the ln p of all up to it.
 
     steps : for each step the `decoding.Candidate`s, best first. names : of the tokens, by index.
     """
     places = {(): (0.0, 0.0)}
     write_at(ax, "start", (0, 0))
-    for x, step in enumerate(steps, 1):
-        for rank, candidate in enumerate(step):
+    for y, step in enumerate(steps, 1):
+        for x, candidate in enumerate(step):
             color, line = FATES[candidate.fate]
-            y = -float(rank)
-            (x0, y0) = places[candidate.before]
-            ax.plot([x0, x], [y0, y], line, color=color, linewidth=1.3, zorder=1)
-            words = f"{names[candidate.token]}\n{candidate.log_prob:.2f}"
-            write_at(ax, words, (x, y), color=color)
-            places[*candidate.before, candidate.token] = (x, y)
-    ax.set(xlim=(-0.4, len(steps) + 0.5), ylim=(0.6 - max(map(len, steps)), 0.6))
+            ax.plot(*zip(places[candidate.before], (x, -y), strict=True), line, color=color, linewidth=1.3, zorder=1)
+            write_at(ax, f"{names[candidate.token]}\n{candidate.log_prob:.2f}", (x, -y), color=color)
+            places[*candidate.before, candidate.token] = (x, -y)
+    ax.set(xlim=(-0.5, max(map(len, steps)) - 0.4), ylim=(-len(steps) - 0.5, 0.4))
     ax.set_axis_off()
     return ax
 

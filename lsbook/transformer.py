@@ -293,13 +293,15 @@ def inverse_square_root(step, warmup):
 def cross_attention(model, source, inputs, layer=-1):
     """How much each target position looks at each source token, in one decoder layer: (B, h, T, S), rows sum to 1.
 
-    source (B, S), inputs (B, T); PyTorch's own attention does not give its weights, so they are computed again.
+    source (B, S), inputs (B, T), without dropout. PyTorch's own attention does not give its weights, so they are
+    computed again.
     """
-    seen, cross = [], model.decoder[layer].cross
+    seen, cross, was_training = [], model.decoder[layer].cross, model.training
     handle = cross.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     try:
-        model.features(source, inputs)
+        model.eval().features(source, inputs)
     finally:
         handle.remove()
+        model.train(was_training)
     x, keys, _, mask = seen[0]
     return cross.weights(x, keys, mask)

@@ -598,6 +598,14 @@ def test_one_in_twenty_calibrated_samples_exceeds_the_noise_floor():
     assert 30 <= over <= 72  # 50 ± 3 standard deviations
 
 
+def test_the_noise_floor_of_confidences_is_that_of_their_probs():
+    probs = np.random.default_rng(0).dirichlet([0.5] * 4, 500)
+    assert calibration.confidence_noise_floor(probs.max(axis=1)) == calibration.noise_floor(probs)
+    for wrong in ([], [[0.5]], [1.5], [math.nan]):
+        with pytest.raises(ValueError, match="confidence"):
+            calibration.confidence_noise_floor(wrong)
+
+
 def test_the_noise_floor_of_sure_predictions_is_0():
     assert calibration.noise_floor(np.eye(4), num_resamples=5) == (0, 0)
     assert calibration.noise_floor([[0.5, 0.5]], num_resamples=5) == (0.5, 0.5)

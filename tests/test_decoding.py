@@ -542,6 +542,35 @@ def test_intervals_are_those_of_resampled_corpora():
     assert found == pytest.approx(np.quantile(losses, [0.05, 0.95]), abs=1e-12)
 
 
+def test_paired_interval_by_hand():
+    """Sentences are drawn alike for all networks, and the difference is that of the means over seeds."""
+    treated, control = [[[3.0], [5.0]], [[1.0], [1.0]]], [[[1.0], [1.0]], [[1.0], [1.0]]]
+    seen = []
+
+    def statistic(sums):
+        seen.append(sums[:, 0])
+        return sums[:, 0]
+
+    low, high = translation_metrics.paired_interval(treated, control, statistic, num_resamples=200, confidence=1)
+    np.testing.assert_array_equal(seen[1], 2)  # of every resample of two sentences
+    assert set(seen[0].tolist()) == {6, 8, 10}
+    assert (low, high) == ((6 - 2) / 2, (10 - 2) / 2)
+    for wrong in ([treated[0]], [treated[0], [[1.0]]]):
+        with pytest.raises(ValueError, match="must be as many arrays of one shape"):
+            translation_metrics.paired_interval(wrong, control, statistic)
+
+
+def test_scores_of_sums_are_those_of_the_corpus():
+    rng = np.random.default_rng(0)
+    tokens = translation_metrics.NextTokens(rng.random(300), rng.random(300) < 0.5, rng.exponential(size=300))
+    sentence = np.repeat(np.arange(30), 10)
+    ece, nll = translation_metrics.ece_sums(tokens, sentence, 7), translation_metrics.nll_sums(tokens, sentence)
+    assert ece.shape == (30, 8) and nll.shape == (30, 2)
+    assert translation_metrics.ece_of_sums(ece.sum(0, keepdims=True)) == pytest.approx(tokens.bins(7).error)
+    assert translation_metrics.nll_of_sums(nll.sum(0, keepdims=True)) == pytest.approx(tokens.mean_nll)
+    np.testing.assert_allclose(nll[3], [tokens.nll[30:40].sum(), 10])
+
+
 def test_resamples_by_hand():
     """Of two sentences, one twice, both, or the other twice."""
     values = translation_metrics.resampled([[1.0], [3.0]], lambda sums: sums[:, 0], 250)

@@ -20,6 +20,7 @@ from matplotlib.colors import to_rgb
 
 from lsbook import calibration, geometry, plots, theory
 from lsbook.claims import Interval
+from lsbook.decoding import Candidate
 
 matplotlib.use("Agg")
 INTERVALS = [Interval(0.5, 0.4, 0.7, 3), Interval(0.2, 0.1, 0.3, 3)]
@@ -27,6 +28,11 @@ X = np.array([1.0, 2.0, 4.0])
 PLANE = geometry.template_plane([[0.0, 0.0], [4.0, 0.0], [2.0, 3.0]], None, (2, 0, 1))
 POINTS = np.array([[0.5, 0.25], [-3.0, 1.0], [2.0, 7.5], [30.0, 40.0], [0.125, -1.0]])
 BINS = calibration.reliability_bins([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 0, 0])
+WEIGHTS = np.array([[0.7, 0.25, 0.05], [0.0, 0.1, 0.9]])
+STEPS = [
+    [Candidate((), 0, -0.1, "kept"), Candidate((), 1, -2.0, "kept"), Candidate((), 2, -3.0, "dropped")],
+    [Candidate((1,), 2, -2.1, "finished"), Candidate((0,), 1, -2.5, "kept")],
+]
 DRAWINGS = {
     "draw_bars": lambda ax: plots.draw_bars(ax, [0.7, 0.1, 0.2]),
     "draw_band": lambda ax: plots.draw_band(ax, X, [[1, 2, 3], [3, 4, 8]], plots.BLUE, "band"),
@@ -55,6 +61,8 @@ DRAWINGS = {
     "draw_ratios": lambda ax: plots.draw_ratios(ax, ["a", "b"], INTERVALS, shift=0.15),
     "alpha_axis": lambda ax: plots.alpha_axis(ax, (0, 0.1, 0.5)),
     "name_classes": lambda ax: plots.name_classes(ax, ["a", "b", "c"]),
+    "draw_attention": lambda ax: plots.draw_attention(ax, WEIGHTS, ["a", "b", "c"], ["x", "y"]),
+    "draw_beam_tree": lambda ax: plots.draw_beam_tree(ax, STEPS, ["zero", "one", "end"]),
     "draw_histogram": lambda ax: plots.draw_histogram(ax, [0.0, 0.1, 0.9, 5.0], np.linspace(0, 1, 5), plots.BLUE, "h"),
 }
 
@@ -476,3 +484,22 @@ def test_names_of_classes_have_the_colors_of_their_points(ax):
     assert [words.get_text() for words in ax.texts] == ["two", "zero", "one"]
     for words, drawn in zip(ax.texts, scattered(ax), strict=False):
         assert to_rgb(words.get_color()) == tuple(drawn.get_facecolor()[0][:3])
+
+
+def test_shares_of_attention_are_written_from_a_tenth_on(ax):
+    plots.draw_attention(ax, WEIGHTS, ["a", "b", "c"], ["x", "y"])
+    written = {(words.get_position(), words.get_text()) for words in ax.texts}
+    assert written == {((0, 0), "70"), ((1, 0), "25"), ((1, 1), "10"), ((2, 1), "90")}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["x", "y"]
+
+
+def test_a_beam_tree_joins_each_candidate_to_the_one_before_it(ax):
+    plots.draw_beam_tree(ax, STEPS, ["zero", "one", "end"])
+    assert [words.get_text() for words in ax.texts] == [
+        "start",
+        *("zero\n-0.10", "one\n-2.00", "end\n-3.00", "end\n-2.10", "one\n-2.50"),
+    ]
+    joined = [tuple(map(tuple, line.get_xydata().tolist())) for line in ax.lines]
+    assert joined[3:] == [((1, -1), (0, -2)), ((0, -1), (1, -2))]  # after "one", after "zero"
+    assert [line.get_color() for line in ax.lines][2:4] == [plots.FATES["dropped"][0], plots.GREEN]

@@ -387,3 +387,22 @@ def test_it_learns_a_batch_by_heart(norm):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+def test_weights_of_cross_attention_give_what_attention_gives():
+    """Weighted with them, the values are PyTorch's own answer; padding gets none, and dropout plays no part."""
+    model = make(4, dropout=0.5).train()
+    batch = text.make_batch(random_pairs(3))
+    for layer in (0, -1):
+        seen = {}
+        cross = model.decoder[layer].cross
+        hook = cross.register_forward_hook(lambda _, given, out, seen=seen: seen.update(given=given, out=out))
+        weights = transformer.cross_attention(model, batch.source, batch.inputs, layer)
+        hook.remove()
+        assert model.training and weights.shape[:1] == batch.source.shape[:1]
+        close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+        assert (weights * (batch.source == PADDING)[:, None, None, :]).abs().max() == 0
+        heads = weights @ seen["given"][2]
+        close(cross.out(heads.transpose(1, 2).flatten(2)), seen["out"])
+    again = transformer.cross_attention(model, batch.source, batch.inputs)
+    assert torch.equal(weights, again)
