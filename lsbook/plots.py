@@ -4,6 +4,7 @@ Only `use_house_style` changes matplotlib's settings, and only a notebook calls 
 """
 
 import math
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -175,7 +176,7 @@ class Table:
         return self._render("simple")
 
     def _repr_markdown_(self):
-        return self._render("pipe")
+        return re.sub(r"<(?=[/a-z])", r"\\<", self._render("pipe"))  # "</s>" is a token, not the end of an HTML tag
 
 
 def _is_number(value):

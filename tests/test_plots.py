@@ -503,3 +503,9 @@ def test_a_beam_tree_joins_each_candidate_to_the_one_before_it(ax):
     joined = [tuple(map(tuple, line.get_xydata().tolist())) for line in ax.lines]
     assert joined[3:] == [((1, -1), (0, -2)), ((0, -1), (1, -2))]  # after "one", after "zero"
     assert [line.get_color() for line in ax.lines][2:4] == [plots.FATES["dropped"][0], plots.GREEN]
+
+
+def test_a_cell_that_looks_like_html_is_shown_as_it_stands():
+    table = plots.table({"token": ["</s>", "<pad>", "a < b"]})
+    assert "\\</s>" in table._repr_markdown_() and "\\<pad>" in table._repr_markdown_()
+    assert "a < b" in table._repr_markdown_() and "</s>" in repr(table) and "\\" not in repr(table)
