@@ -439,7 +439,7 @@ FATES = {"kept": (BLUE, "-"), "finished": (GREEN, "-"), "dropped": ("#777777", "
 def draw_beam_tree(ax, steps, names):
     """What a beam search has looked at, from top to bottom: each candidate with its token and the ln p of all up to it.
 
-    steps : for each step the `decoding.Candidate`s, best first. names : of the tokens, by index.
+    steps : for each step a list of `decoding.Candidate`, best first. names : of the tokens, by index.
     """
     places = {(): (0.0, 0.0)}
     write_at(ax, "start", (0, 0))

@@ -226,8 +226,8 @@ class Encoded(NamedTuple):
 def encode_pairs(pairs, tokenizer, max_tokens=None, over_long="raise", name="corpus"):
     """Token indices of (source, target) pairs, each side with END at its end: `Encoded`.
 
-    max_tokens : of one side, END included; None is no limit. A longer pair is never cut: over_long "raise" is an
-        error, "drop" leaves it out and says so in `dropped` (of training data alone: a test set must stay whole)
+    max_tokens : of one side, END included; None is no limit. A longer pair is never cut.
+    over_long : "raise" is an error, "drop" leaves the pair out and says so in `dropped` (for training data alone)
     name : of the corpus, for messages
 
     Raises CorpusError that names corpus and line (counted from 1): an empty sentence, one too long, nothing left.

@@ -148,8 +148,8 @@ class Transformer(nn.Module):
     vocabulary : V. width, heads, layers, hidden : W, h, layers on each side, units of the feed-forward networks
     dropout : after embeddings and before each sum (none inside attention)
     norm : "pre" (with one more normalisation at the end of encoder and decoder) or "post"
-    sharing : "all": source embedding, target embedding and output weights are one matrix; "output": the last two are;
-        "none"
+    sharing : "all": source embedding, target embedding and output weights are one matrix; "output": the last two;
+    or "none"
 
     logits = features @ head.weight.T + head.bias: the output has a bias in every case, and the features (the decoder's
     last layer, normalised) are the penultimate activations x of the paper. Embeddings are drawn from N(0, 1/W) and
@@ -259,10 +259,9 @@ def token_loss(logits, labels, alpha, convention="uniform", receivers="all", *, 
     With R classes that may receive mass, in the convention "uniform" the truth gets 1 − α + α/R and each other receiver
     α/R; in "others" 1 − ε and ε/(R − 1), where α stands for ε. Every class stays in the softmax.
 
-    logits (B, T, V), labels (B, T)
-    receivers : "all" V classes, by PyTorch's native loss (the paper, and with "others" the code that it links to);
-        "no padding" (with "others" ε/(V − 2), as in OpenNMT); "no specials": neither padding, BEGIN nor UNKNOWN, none
-        of which is ever a label; END is one
+    logits (B, T, V), labels (B, T). Receivers: "all" V classes, by PyTorch's native loss (the paper, and with "others"
+    the code that it links to); "no padding" (with "others" ε/(V − 2), as in OpenNMT); "no specials", neither padding,
+    BEGIN nor UNKNOWN, none of which is ever a label (END is one).
 
     Raises TypeError, ValueError naming the argument; labels among the excluded classes are wrong if `validate`.
     """

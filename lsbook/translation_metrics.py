@@ -238,9 +238,8 @@ def percentile_interval(values, confidence=0.95):
 def paired_interval(treated, control, statistic, *, num_resamples=1000, seed=0, confidence=0.95):
     """Percentile interval (low, high) of a mean difference of scores, over resamples of the sentences.
 
-    treated, control : lists, one entry a seed, of arrays (S, C), whose sums over sentences `statistic` takes; all of
-        the same S sentences, of which all are resampled alike
-    statistic : function from sums (R, C) to R scores: `bleu_of_counts`, `nll_of_sums` or `ece_of_sums`
+    treated, control : lists, one entry a seed, of arrays (S, C), all of the same S sentences, which are resampled alike
+    statistic : function from sums (R, C) over sentences to R scores, such as `bleu_of_counts` or `ece_of_sums`
 
     Source: Koehn (2004). Raises ValueError unless there are as many arrays on both sides, all of one shape.
     """
