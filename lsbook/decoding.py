@@ -3,8 +3,8 @@
 Temperature T divides the complete logits, bias included: p = softmax(z/T). A translation y ends with END; its score is
 ln p(y) / ((5 + n)/6)^penalty, n its tokens with END: penalty 0 ranks by probability, which favours short ones (Wu et
 al. 2016, section 7). PADDING, BEGIN and UNKNOWN are never said; they keep their share of the softmax, so that scores
-are those of the full model. Probabilities are added up in float64, whatever the network computes in: coarser, two tokens
-could tie whose logits differ, and beam 1 would leave the greedy path.
+are those of the full model. Probabilities are added up in float64, whatever the network computes in: coarser, two
+tokens could tie whose logits differ, and beam 1 would leave the greedy path.
 """
 
 import math
