@@ -14,7 +14,7 @@ SPECS = {spec.name: spec for spec in ALL if isinstance(spec, experiments.Spec)} 
 TRANSLATION = {spec.name: spec for spec in ALL if isinstance(spec, translation.TranslationSpec)}
 TEST_PAIRS = {"multi30k": 1_000}
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100}
-LARGEST_FOLDER = 45e6  # bytes: a checkout is to stay small
+LARGEST_FOLDER = 48e6  # bytes: the whole checkout is to stay below 60 MB
 
 
 def test_every_run_of_the_preset_is_there():
