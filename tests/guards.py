@@ -86,6 +86,8 @@ def output_texts(notebook):
     problems = []
     for cell in code_cells(notebook):
         for text in (text for output in cell.outputs for text in texts(output)):
+            # BLEU means nothing without its signature, which ends with sacrebleu's version. The lock fixes that.
+            text = re.sub(r"(nrefs:\S+)\|version:[\d.]+", r"\1", text)
             for name, pattern in FORBIDDEN.items():
                 if found := re.search(pattern, text):
                     problems.append(f"{place(cell)}: {name} in the output: {found[0]!r}")
