@@ -489,6 +489,7 @@ def test_a_figure_name_used_twice_is_seen():
         "K = 32000, α = 0.1: 0.10 [0.09, 0.11]",
         "0x is no address; 100 % of 5",
         "torch agrees with numpy: 0.25",
+        "BLEU 35.1, nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|version:2.6.0",
     ],
 )
 def test_innocent_output_passes(text):
