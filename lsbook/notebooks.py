@@ -72,7 +72,21 @@ def normalise(notebook, repository=""):
             cell.metadata.pop(key, None)
         for output in cell.get("outputs", []):
             output.pop("transient", None)
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
     return notebook
+
+
+def _joined(outputs):
+    """Outputs of a cell; what it printed is one piece, however the kernel happened to cut it."""
+    joined = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == "stream" and last.get("output_type") == "stream" and last.name == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def execute(notebook, folder, timeout=600):

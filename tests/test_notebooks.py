@@ -496,3 +496,13 @@ def test_innocent_output_passes(text):
     book = good_chapter()
     printed(text)(book)
     assert guards.all_problems(book) == []
+
+
+def test_what_a_cell_prints_is_one_piece():
+    """Regression: a kernel cut one print in two now and then, and the chapter seemed to have changed."""
+    cell = new_code_cell("print(1)", execution_count=1)
+    parts = [("stdout", "1\n"), ("stdout", "2"), ("stderr", "e"), ("stdout", "3"), ("stdout", "4")]
+    cell.outputs = [new_output("stream", name=name, text=text) for name, text in parts]
+    book = notebooks.normalise(new_notebook(cells=[cell]))
+    found = [(output.name, output.text) for output in book.cells[0].outputs]
+    assert found == [("stdout", "1\n2"), ("stderr", "e"), ("stdout", "34")]
