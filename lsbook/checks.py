@@ -6,6 +6,7 @@ Nothing here imports torch, so that `theory` stays light; tensors are asked thro
 import difflib
 import math
 import numbers
+import re
 
 import numpy as np
 
@@ -33,6 +34,14 @@ def check_int(value, name, minimum=-math.inf):
 def check_num_classes(num_classes, minimum=2):
     """Return `num_classes` as an int if it is a whole number of at least `minimum`."""
     return check_int(num_classes, "num_classes", minimum)
+
+
+def check_seed(seed):
+    """Return `seed` as an int if it is a whole number in [0, 2³¹)."""
+    seed = check_int(seed, "seed", 0)
+    if seed >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
+        raise ValueError(f"seed must be less than {2**31}, got {seed}")
+    return seed
 
 
 def check_real(value, name):
@@ -66,6 +75,13 @@ def check_choice(value, name, choices):
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    return value
+
+
+def check_file_stem(value, name):
+    """Return `value` if it is a string that files and folders may be named by, in lower case."""
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", value):
+        raise ValueError(f"{name} must be lower-case letters, digits, '.', '_' or '-', got {value!r}")
     return value
 
 

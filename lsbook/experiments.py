@@ -1,7 +1,6 @@
 """The specs of the experiments, and the one way from a spec to a run."""
 
 import os
-import re
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from . import alternatives, calibration, datasets, images, models, runs, targets, training, translation
-from .checks import as_numpy, check_choice, check_int, check_number, check_positive
+from .checks import as_numpy, check_choice, check_file_stem, check_int, check_number, check_positive, check_seed
 
 NOISE = "noise"
 DATASETS = ("digits", "digit_images", "mnist", "cifar10", "cifar100")
@@ -90,17 +89,14 @@ class Spec(runs.StoredSpec):
                 f"alpha is the strength of smoothing and strength that of other losses, got loss {self.loss!r} with "
                 f"alpha {self.alpha:g} and strength {self.strength:g}"
             )
-        if self.seed >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
-            raise ValueError(f"seed must be less than {2**31}, got {self.seed}")
 
 
 def _checked_names(spec):
     """The fields of a spec that are names and flags, checked."""
     if not isinstance(spec.flip, bool) or not isinstance(spec.nesterov, bool):
         raise TypeError(f"flip and nesterov must be True or False, got {spec.flip!r} and {spec.nesterov!r}")
-    if not isinstance(spec.experiment, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", spec.experiment):
-        raise ValueError(f"experiment must be lower-case letters, digits, '.', '_' or '-', got {spec.experiment!r}")
     return {
+        "experiment": check_file_stem(spec.experiment, "experiment"),
         "preset": check_choice(spec.preset, "preset", runs.PRESETS),
         "dataset": check_choice(spec.dataset, "dataset", DATASETS),
         "dtype": check_choice(spec.dtype, "dtype", DTYPES),
@@ -117,7 +113,7 @@ def _checked_numbers(spec):
     """The fields of a spec that are numbers, checked and in plain types."""
     # Adding 0.0 turns −0 into 0: in JSON they differ.
     largest = np.finfo(np.float64).max
-    wholes = {"train_examples": 1, "epochs": 0, "batch_size": 1, "shift": 0, "seed": 0}
+    wholes = {"train_examples": 1, "epochs": 0, "batch_size": 1, "shift": 0}
     shares = ("alpha", "momentum", "dropout")
     not_negative = ("weight_decay", "clip_norm", "init_std", "strength")
     positive = ("learning_rate", "loss_multiplier", "head_factor")
@@ -126,6 +122,7 @@ def _checked_numbers(spec):
         **{name: check_number(getattr(spec, name), name, 0, 1) + 0.0 for name in shares},
         **{name: check_number(getattr(spec, name), name, 0, largest) + 0.0 for name in not_negative},
         **{name: check_positive(getattr(spec, name), name) for name in positive},
+        "seed": check_seed(spec.seed),
         "hidden": tuple(check_int(width, "hidden", 1) for width in spec.hidden),
         "classes": _checked_classes(spec.classes),
         "milestones": tuple(check_number(share, "milestones", 0, 1) for share in spec.milestones),
@@ -436,14 +433,9 @@ _FIT_FIELDS = (
 )
 
 
-def precision_of(spec, device):
-    """In what the layers compute: the spec's dtype, or for "auto" the fastest that the device has."""
-    return training.best_precision(device) if spec.dtype == "auto" else spec.dtype
-
-
 def fit_spec(spec, data, device="cpu", checkpoint=None):
     """Train the network of `spec` on `data` (see `data_of`) as the spec says; returns (model, history)."""
-    model, precision = model_of(spec, data, device), precision_of(spec, device)
+    model, precision = model_of(spec, data, device), training.precision_of(spec.dtype, device)
     history = training.fit(
         model,
         data.train,
@@ -467,7 +459,8 @@ def _train(spec, device, checkpoint):
     if history and history[-1]["epoch"] == spec.epochs:  # the last held-out metrics are those of the stored logits
         final = split_metrics(arrays["test_logits"], arrays["test_labels"])
         history[-1] |= {f"test_{key}": value for key, value in final.items()}
-    made_by = runs.provenance(device, before + time.monotonic() - started) | {"precision": precision_of(spec, device)}
+    made_by = runs.provenance(device, before + time.monotonic() - started)
+    made_by |= {"precision": training.precision_of(spec.dtype, device)}
     return runs.Run(spec.as_dict(), arrays, history, made_by | ({"resumed": True} if before else {}))
 
 

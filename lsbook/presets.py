@@ -355,12 +355,22 @@ def find(text):
     return known[check_choice(text, "what to run (a preset, EXPERIMENT-PRESET, a run or FILE.json)", known)]
 
 
+def spec_of(values):
+    """The spec object of a stored spec, a plain dict as `runs.Run` holds it: of translation, or of images.
+
+    Raises TypeError, ValueError as their classes do.
+
+    >>> spec_of(specs("smoke")[0].as_dict()) == specs("smoke")[0]
+    True
+    """
+    kind = translation.TranslationSpec if values.get("network") == "transformer" else Spec
+    return kind.from_dict(values)
+
+
 def _read_spec(path):
     """The spec in a JSON file; the file of a stored run will do, too."""
     try:
         values = json.loads(path.read_bytes())
-        values = values.get("spec", values)
-        kind = translation.TranslationSpec if values.get("network") == "transformer" else Spec
-        return kind.from_dict(values)
+        return spec_of(values.get("spec", values))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold a spec as JSON, as `lsbook show RUN` prints it: {error}") from error

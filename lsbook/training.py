@@ -97,6 +97,11 @@ def best_precision(device):
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else "float32"
 
 
+def precision_of(dtype, device):
+    """In what the layers compute: `dtype`, a spec's, or for "auto" the fastest that the device has."""
+    return best_precision(device) if dtype == "auto" else dtype
+
+
 def _cpu_flags():
     """What Linux says this CPU can do; elsewhere nothing (and so float32, which is right everywhere)."""
     try:

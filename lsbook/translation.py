@@ -5,7 +5,6 @@ confidence and −ln p at each temperature, for every test sentence the counts t
 """
 
 import os
-import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from . import datasets, decoding, models, number_names, runs, text, training, transformer, translation_metrics
-from .checks import check_choice, check_convention, check_int, check_number, check_positive
+from .checks import check_choice, check_convention, check_file_stem, check_int, check_number, check_positive, check_seed
 
 SCHEDULES = ("linear", "inverse square root")
 # Files of a corpus that is not the book's own: FOLDER/SPLIT.en and SPLIT.de, plain or gzip.
@@ -91,10 +90,8 @@ class TranslationSpec(runs.StoredSpec):
 
 
 def _checked_names(spec):
-    for name in ("experiment", "dataset"):
-        if not isinstance(value := getattr(spec, name), str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", value):
-            raise ValueError(f"{name} must be lower-case letters, digits, '.', '_' or '-', got {value!r}")
     return {
+        **{name: check_file_stem(getattr(spec, name), name) for name in ("experiment", "dataset")},
         "preset": check_choice(spec.preset, "preset", runs.PRESETS),
         "network": check_choice(spec.network, "network", ("transformer",)),
         "norm": check_choice(spec.norm, "norm", transformer.NORMS),
@@ -116,14 +113,13 @@ def _checked_numbers(spec):
         "epochs": 0,
         "batch_tokens": 2,
     }
-    least |= {"warmup": 1, "seed": 0, "train_pairs": 0, "longest": 0}
+    least |= {"warmup": 1, "train_pairs": 0, "longest": 0}
     wholes = {name: check_int(getattr(spec, name), name, low) for name, low in least.items()}
-    if wholes["seed"] >= 2**31:  # seeds of epochs are made from it, and must fit 64 bits
-        raise ValueError(f"seed must be less than {2**31}, got {spec.seed}")
     if wholes["longest"] == 1:
         raise ValueError("longest must be 0 (no limit) or at least 2, a token and the end of the sentence, got 1")
     return {
         **wholes,
+        "seed": check_seed(spec.seed),
         **{name: check_number(getattr(spec, name), name, 0, 1) + 0.0 for name in ("alpha", "dropout")},
         "learning_rate": check_positive(spec.learning_rate, "learning_rate"),
         "clip_norm": check_number(spec.clip_norm, "clip_norm", 0, np.finfo(np.float64).max) + 0.0,
@@ -211,25 +207,30 @@ def _files(name, split):
 
 
 class Prepared(NamedTuple):
-    """What a training needs of its corpus: the tokenizer, token indices of each split, and sentences of the test."""
+    """What a training needs of its corpus: the tokenizer, token indices of each split, and sentences of the test.
+
+    left_out : how many training pairs were too long
+    """
 
     tokenizer: text.Tokenizer
     pairs: dict
     test: list
+    left_out: int = 0
 
 
 def prepare(spec, data=None):
     """Learn the pieces from the training pairs, and turn all sentences into tokens: `Prepared`.
 
-    data : see `corpus`, which is asked by default. Over-long training pairs are left out; val and test stay whole.
+    data : see `corpus`, which is asked by default. Over-long training pairs are left out and counted; val and
+        test stay whole.
     """
     data = corpus(spec, training.show_progress()) if data is None else data
     sentences = [sentence for pair in data["train"][:TOKENIZER_PAIRS] for sentence in pair]
     tokenizer = text.Tokenizer.train(sentences, spec.vocabulary)
     name = f"{spec.dataset} {{}}".format
     pairs = {split: text.encode_pairs(data[split], tokenizer, name=name(split)).pairs for split in ("val", "test")}
-    train = text.encode_pairs(data["train"], tokenizer, spec.longest or None, "drop", name("train")).pairs
-    return Prepared(tokenizer, pairs | {"train": train}, data["test"])
+    train = text.encode_pairs(data["train"], tokenizer, spec.longest or None, "drop", name("train"))
+    return Prepared(tokenizer, pairs | {"train": train.pairs}, data["test"], len(train.dropped))
 
 
 # --- several processes
@@ -348,7 +349,7 @@ def fit(spec, prepared, device="cpu", checkpoint=None, checkpoint_seconds=60):
             learning_rate=spec.learning_rate,
             plan=plan | {"processes": number},
             seed=spec.seed + rank * 2**31,  # each process has dropout of its own; with one, the seed is the spec's
-            precision=precision_of(spec, device),
+            precision=training.precision_of(spec.dtype, device),
             clip_norm=spec.clip_norm,
             forward=forward,
             record=partial(_record, spec, prepared) if rank == 0 else None,
@@ -356,11 +357,6 @@ def fit(spec, prepared, device="cpu", checkpoint=None, checkpoint_seconds=60):
             keep=training.Keep(checkpoint, checkpoint_seconds, writes=rank == 0),
         )
     return model.eval(), history
-
-
-def precision_of(spec, device):
-    """In what the layers compute: the spec's dtype, or for "auto" the fastest that the device has."""
-    return training.best_precision(device) if spec.dtype == "auto" else spec.dtype
 
 
 def _record(spec, prepared, epoch, model):
@@ -410,9 +406,14 @@ def _token_arrays(model, prepared):
         "test_confidence": np.stack([part.confidence for part in (*swept, fitted)]).astype(np.float16),
         "test_nll": np.stack([part.nll for part in (*swept, fitted)]).astype(np.float16),
         "test_correct": fitted.correct,
-        "test_sentence": tokens["test"].sentence.numpy().astype(np.uint16),
+        "test_sentence": _sentence_indices(tokens["test"].sentence.numpy()),
         "test_special_mass": _special_mass(model, tokens["test"]),
     }
+
+
+def _sentence_indices(indices):
+    """Each token's sentence as uint16, or as uint32 where a test set of one's own has more than 65,536 of them."""
+    return indices.astype(np.uint16 if indices.max() < 2**16 else np.uint32)
 
 
 def _fitted_temperature(tokens, head):
@@ -510,7 +511,8 @@ def train(spec, device, checkpoint=None):
         at_one = arrays["test_nll"][TEMPERATURES.index(1.0)].astype(float)
         history[-1] |= {"test_accuracy": float(arrays["test_correct"].mean()), "test_nll": float(at_one.mean())}
     made_by = runs.provenance(device, before + time.monotonic() - started)
-    made_by |= {"precision": precision_of(spec, device), **_words(spec, model, prepared, arrays)}
+    made_by |= {"precision": training.precision_of(spec.dtype, device), "left_out_pairs": prepared.left_out}
+    made_by |= _words(spec, model, prepared, arrays)
     made_by |= {"sacrebleu": translation_metrics.bleu(["a"], ["a"]).signature}
     return runs.Run(spec.as_dict(), arrays, history, made_by | ({"resumed": True} if before else {}))
 

@@ -16,6 +16,38 @@ def test_num_classes_comes_back_as_int(value):
     assert type(checks.check_num_classes(value)) is int
 
 
+@pytest.mark.parametrize("value", [0, 2**31 - 1, np.uint8(7)])
+def test_seed_comes_back_as_int(value):
+    assert checks.check_seed(value) == value
+    assert type(checks.check_seed(value)) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (-1, ValueError, "seed must be at least 0, got -1"),
+        (2**31, ValueError, "seed must be less than 2147483648, got 2147483648"),
+        (1.0, TypeError, r"seed must be an int, got 1\.0 \(float\)"),
+        (True, TypeError, r"seed must be an int, got True \(bool\)"),
+    ],
+)
+def test_bad_seeds(value, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        checks.check_seed(value)
+
+
+@pytest.mark.parametrize("value", ["a", "0", "wmt14_en_de", "cifar10-alexnet", "a.b"])
+def test_file_stem_comes_back(value):
+    assert checks.check_file_stem(value, "experiment") == value
+
+
+@pytest.mark.parametrize("value", ["", "A", ".a", "-a", "a/b", "a\\b", "a b", "ä", "a\n", None, 3, b"a"])
+def test_bad_file_stems(value):
+    with pytest.raises(ValueError) as caught:
+        checks.check_file_stem(value, "experiment")
+    assert str(caught.value) == f"experiment must be lower-case letters, digits, '.', '_' or '-', got {value!r}"
+
+
 @pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25), np.float16(0.5), np.float64(1), Fraction(1, 3), 5e-324])
 def test_number_comes_back_as_float(value):
     assert checks.check_number(value, "alpha", 0, 1) == float(value)

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsbook import alternatives, calibration, datasets, experiments, files, models, runs, targets, training
+from lsbook import alternatives, calibration, datasets, experiments, files, models, presets, runs, targets, training
 from lsbook.experiments import DIGITS_FEW, Spec, load_or_train, run_all, variants
-from lsbook.translation import TranslationSpec
 
 TINY = replace(DIGITS_FEW, preset="smoke", train_examples=20, hidden=(6,), epochs=3, record_epochs=(0, 2, 3), alpha=0.1)
 
@@ -172,9 +171,8 @@ def test_stored_runs_keep_their_names():
     assert len(stored) >= 46
     for path in stored:
         spec = json.loads(path.read_bytes())["spec"]
-        kind = TranslationSpec if spec.get("network") == "transformer" else Spec
-        assert kind.from_dict(spec).name == path.stem
-        assert kind.from_dict(spec).as_dict() == spec
+        assert presets.spec_of(spec).name == path.stem
+        assert presets.spec_of(spec).as_dict() == spec
         assert ("classes" in spec) == ("half" in path.stem)
         assert ("strength" in spec) == ("loss" in spec)  # what came with the other losses is in their specs alone
     assert "classes" not in TINY.as_dict()

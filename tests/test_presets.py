@@ -69,6 +69,17 @@ def test_every_spec_equals_its_own_json():
         assert type(spec).from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 
+def test_a_stored_spec_finds_its_class():
+    for spec in ALL:
+        found = presets.spec_of(json.loads(json.dumps(spec.as_dict())))
+        assert (type(found), found) == (type(spec), spec)
+    assert "network" not in experiments.DIGITS_FEW.as_dict()  # left at its default
+    assert presets.spec_of(experiments.DIGITS_FEW.as_dict()) == experiments.DIGITS_FEW
+    for first in (IMAGES[0], TRANSLATION[0]):
+        with pytest.raises(ValueError, match="a spec's key must be one of .*did you mean 'alpha'"):
+            presets.spec_of(first.as_dict() | {"alhpa": 0})
+
+
 def test_every_spec_is_of_one_of_two_kinds():
     assert len(IMAGES) + len(TRANSLATION) == len(ALL)
     assert {spec.network for spec in TRANSLATION} == {"transformer"}

@@ -536,6 +536,12 @@ def test_best_precision_of_a_gpu(monkeypatch, capability, expected):
     assert asked == ["cuda:1"]
 
 
+def test_precision_of_a_spec(monkeypatch):
+    monkeypatch.setattr(training, "best_precision", lambda device: f"best of {device}")
+    assert training.precision_of("auto", "cuda:1") == "best of cuda:1"
+    assert [training.precision_of(dtype, "cuda:1") for dtype in training.PRECISIONS] == list(training.PRECISIONS)
+
+
 def picture_split(count=40, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return Split(torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(count) % 4)

@@ -282,6 +282,8 @@ def test_over_long_pairs_are_left_out_of_training_alone(prepared):
     limit = sorted(lengths["train"])[100]
     assert max(lengths["test"]) > limit
     shorter = translation.prepare(replace(TINY, longest=limit))
+    assert (prepared.left_out, shorter.left_out) == (0, sum(length > limit for length in lengths["train"]))
+    assert 0 < shorter.left_out < len(lengths["train"])
     assert shorter.tokenizer.pieces == prepared.tokenizer.pieces  # which are learnt from all
     assert shorter.pairs["train"] == [p for p in prepared.pairs["train"] if max(map(len, p)) <= limit]
     assert (shorter.pairs["val"], shorter.pairs["test"]) == (prepared.pairs["val"], prepared.pairs["test"])
@@ -563,6 +565,14 @@ def test_what_made_a_run(run, prepared):
     pieces = [prepared.tokenizer.pieces[i] for i in run.arrays["shown_pieces"]]
     assert made_by["shown_words"] == [piece.replace("▁", "") for piece in pieces]
     assert "resumed" not in made_by
+    assert made_by["left_out_pairs"] == 0
+
+
+def test_a_run_says_how_many_pairs_were_left_out(prepared):
+    lengths = [max(map(len, pair)) for pair in prepared.pairs["train"]]
+    limit = sorted(lengths)[100]
+    spec = replace(TINY, longest=limit, epochs=0, record_epochs=(), beams=(1,))
+    assert experiments.train(spec, "cpu").provenance["left_out_pairs"] == sum(length > limit for length in lengths)
 
 
 def test_the_last_row_of_the_history_has_the_test_set(run, fitted):
@@ -605,6 +615,21 @@ def test_what_a_run_keeps_is_found_by_temperature_and_beam(run):
 def test_tokens_know_their_sentence(run, prepared):
     lengths = [len(target) for _, target in prepared.pairs["test"]]
     assert run.arrays["test_sentence"].tolist() == [i for i, n in enumerate(lengths) for _ in range(n)]
+
+
+def test_sentences_of_a_large_test_set_keep_their_index(monkeypatch):
+    """Regression: in uint16, sentence 65,536 was sentence 0 again."""
+
+    def later(model, pairs, real=translation_metrics.token_features):
+        tokens = real(model, pairs)
+        return tokens._replace(sentence=tokens.sentence + first)
+
+    monkeypatch.setattr(translation_metrics, "token_features", later)
+    for first, kind in ((2**16 - 30, np.uint16), (2**16 - 29, np.uint32)):  # the last of 30 is 65,535, or one more
+        spec = replace(TINY, epochs=0, record_epochs=(), beams=(1,))
+        sentence = experiments.train(spec, "cpu").arrays["test_sentence"]
+        assert sentence.dtype == kind
+        assert np.unique(sentence).tolist() == list(range(first, first + 30))
 
 
 def test_the_fitted_temperature_is_the_best_on_val(run, fitted, prepared):
