@@ -3,20 +3,37 @@
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import alternatives, calibration, datasets, images, models, runs, targets, training, translation
+from . import (
+    alternatives,
+    calibration,
+    datasets,
+    distillation,
+    images,
+    models,
+    runs,
+    targets,
+    teachers,
+    training,
+    translation,
+)
 from .checks import as_numpy, check_choice, check_file_stem, check_int, check_number, check_positive, check_seed
 
 NOISE = "noise"
 DATASETS = ("digits", "digit_images", "mnist", "cifar10", "cifar100")
 DTYPES = ("auto", *training.PRECISIONS)
 HELD_OUT = ("test", "validation")
+# What a run on images keeps: logits of all held-out images and features of some; what is known of a teacher: logits of
+# some held-out images and of training images in one augmented view; or only which class was predicted. With "views" and
+# "weights" the weights stay beside the runs, for students; with "weights" the run itself keeps predictions.
+KEPT = ("logits", "views", "weights", "predictions")
+IMITATIONS = ("probabilities", "logits")
 
 # The paper sets 10,000 of the training images aside and reports on them.
 VALIDATION_EXAMPLES = 10_000
@@ -29,8 +46,11 @@ KEPT_TRAIN_EXAMPLES = 1_000
 SHOWN_EXAMPLES, SHOWN_NUMBERS = 100, 64_000
 # Of a network that knows only some classes, features are kept of so many examples of each other class and split.
 PROBE_EXAMPLES = 30
-# Logits are kept of so many images of another data set.
+# Logits are kept of so many images of another data set, and of so many held-out images of a teacher.
 OUTSIDE_EXAMPLES = 5_000
+VIEWED_TEST_EXAMPLES = 2_000
+# The paper's Figure 6 has N = 600 examples, 300 of each class, and L = 5 draws of each.
+DRAW_EXAMPLES, DRAWS = 300, 5
 SHOWN_CLASSES = {
     "digit_images": (3, 5, 8),
     "mnist": (3, 5, 8),
@@ -79,16 +99,34 @@ class Spec(runs.StoredSpec):
     milestones: tuple[float, ...] = ()  # shares of all steps, see training.rate
     dtype: str = "float64"  # one of DTYPES; auto is the fastest that the device has, in float32 weights
     record_epochs: tuple[int, ...] = ()  # when to note metrics on both splits
+    label_noise: float = 0.0  # each training label is drawn anew with this probability, evenly from all classes
+    groups: tuple[int, ...] = ()  # class k is taught as class groups[k]; () teaches every class as itself
+    draw_classes: tuple[int, ...] = ()  # two classes: draws of the difference of their logits are kept, see `DRAWS`
+    keep: str = "logits"  # what of the held-out images: one of KEPT
+    restart: int = 0  # another draw of the initial weights; the rest that the seed decides stays as it is
+    teacher: "Spec | None" = None  # whose soft targets this network learns, on the same examples
+    beta: float = 1.0  # these three as in `distillation.distillation_loss`: the teacher's share of the loss,
+    temperature: float = 1.0  # the teacher's temperature,
+    student_temperature: float = 0.0  # the student's; 0 is the teacher's
+    imitation: str = "probabilities"  # one of IMITATIONS; for logits, half their squared difference is the loss
 
     def __post_init__(self):
         for name, value in (_checked_names(self) | _checked_numbers(self)).items():
             object.__setattr__(self, name, value)  # the way past `frozen`
         training.check_milestones(self.schedule, self.milestones)
+        _check_kept(self)
         if self.strength and self.loss == "smoothing" or self.alpha and self.loss != "smoothing":
             raise ValueError(
                 f"alpha is the strength of smoothing and strength that of other losses, got loss {self.loss!r} with "
                 f"alpha {self.alpha:g} and strength {self.strength:g}"
             )
+        _check_teacher(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The spec that `as_dict` gave, with its teacher's; ValueError for a key that is no field, or is missing."""
+        teacher = values.get("teacher")
+        return super().from_dict(values | ({"teacher": cls.from_dict(teacher)} if isinstance(teacher, dict) else {}))
 
 
 def _checked_names(spec):
@@ -105,6 +143,8 @@ def _checked_names(spec):
         "outside": check_choice(spec.outside, "outside", ("", NOISE, *DATASETS)),
         "held_out": check_choice(spec.held_out, "held_out", HELD_OUT),
         "schedule": check_choice(spec.schedule, "schedule", training.SCHEDULES),
+        "keep": check_choice(spec.keep, "keep", KEPT),
+        "imitation": check_choice(spec.imitation, "imitation", IMITATIONS),
         "decay_only": tuple(str(name) for name in spec.decay_only),
     }
 
@@ -113,10 +153,10 @@ def _checked_numbers(spec):
     """The fields of a spec that are numbers, checked and in plain types."""
     # Adding 0.0 turns −0 into 0: in JSON they differ.
     largest = np.finfo(np.float64).max
-    wholes = {"train_examples": 1, "epochs": 0, "batch_size": 1, "shift": 0}
-    shares = ("alpha", "momentum", "dropout")
-    not_negative = ("weight_decay", "clip_norm", "init_std", "strength")
-    positive = ("learning_rate", "loss_multiplier", "head_factor")
+    wholes = {"train_examples": 1, "epochs": 0, "batch_size": 1, "shift": 0, "restart": 0}
+    shares = ("alpha", "momentum", "dropout", "label_noise", "beta")
+    not_negative = ("weight_decay", "clip_norm", "init_std", "strength", "student_temperature")
+    positive = ("learning_rate", "loss_multiplier", "head_factor", "temperature")
     return {
         **{name: check_int(getattr(spec, name), name, low) for name, low in wholes.items()},
         **{name: check_number(getattr(spec, name), name, 0, 1) + 0.0 for name in shares},
@@ -125,19 +165,60 @@ def _checked_numbers(spec):
         "seed": check_seed(spec.seed),
         "hidden": tuple(check_int(width, "hidden", 1) for width in spec.hidden),
         "classes": _checked_classes(spec.classes),
+        "groups": tuple(check_int(group, "groups", 0) for group in spec.groups),
+        "draw_classes": _checked_classes(spec.draw_classes, "draw_classes", 2),
         "milestones": tuple(check_number(share, "milestones", 0, 1) for share in spec.milestones),
         "record_epochs": tuple(check_int(epoch, "record_epochs", 0) for epoch in spec.record_epochs),
     }
 
 
-def _checked_classes(classes):
-    """The classes as plain int; ValueError unless they are none (which stands for all), or two or more and distinct."""
+def _checked_classes(classes, name="classes", count=None):
+    """The classes as plain int; ValueError unless they are none, or two or more (or `count`) and distinct."""
     if np.ndim(classes) != 1:
-        raise TypeError(f"classes must be a tuple of class indices, got {classes!r} ({type(classes).__name__})")
-    classes = tuple(check_int(label, "classes", 0) for label in classes)
-    if len(classes) == 1 or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be () or at least two different ones, got {classes}")
+        raise TypeError(f"{name} must be a tuple of class indices, got {classes!r} ({type(classes).__name__})")
+    classes = tuple(check_int(label, name, 0) for label in classes)
+    if len(classes) == 1 or len(set(classes)) < len(classes) or (classes and len(classes) != (count or len(classes))):
+        raise ValueError(f"{name} must be () or {count or 'at least two'} different ones, got {classes}")
     return classes
+
+
+def _check_kept(spec):
+    """Raise for a spec that asks to keep what there will not be."""
+    if spec.draw_classes and not (spec.shift or spec.flip):
+        raise ValueError("draw_classes need augmentation to draw from: set shift or flip")
+    if spec.draw_classes and not any(epoch <= spec.epochs for epoch in spec.record_epochs):
+        raise ValueError(f"draw_classes are drawn at recorded epochs: set record_epochs, got {spec.record_epochs}")
+    if spec.outside and spec.keep != "logits":
+        raise ValueError(f"outside needs keep 'logits', or what the network says there is lost; got keep {spec.keep!r}")
+
+
+# What a student must share with its teacher, so that the two learn from the same examples with the same labels, in
+# the same arithmetic.
+_SHARED = ("dataset", "train_examples", "seed", "classes", "groups", "held_out", "label_noise", "dtype")
+_STUDENT_FIELDS = ("beta", "temperature", "student_temperature", "imitation")
+
+
+def _check_teacher(spec):
+    """Raise unless a student's spec fits its teacher's, and unless one without a teacher leaves its fields alone."""
+    if spec.teacher is None:
+        defaults = {f.name: f.default for f in fields(Spec) if f.name in _STUDENT_FIELDS}
+        given = {name: getattr(spec, name) for name in defaults if getattr(spec, name) != defaults[name]}
+        if given:
+            raise ValueError(f"{', '.join(given)} must be left alone without a teacher, got {given}")
+        return
+    if not isinstance(spec.teacher, Spec):
+        raise TypeError(f"teacher must be a Spec, got {spec.teacher!r:.80} ({type(spec.teacher).__name__})")
+    for name in _SHARED:
+        mine, its = getattr(spec, name), getattr(spec.teacher, name)
+        if mine != its:
+            raise ValueError(f"{name} must be that of the teacher, which sees the same data: got {mine!r}, not {its!r}")
+    if spec.alpha or spec.loss != "smoothing":
+        raise ValueError(f"a student's own labels must be hard, got alpha {spec.alpha:g} and loss {spec.loss!r}")
+    if spec.imitation == "logits" and (spec.temperature, spec.student_temperature) != (1.0, 0.0):
+        raise ValueError(
+            "temperature and student_temperature must be left alone where logits are imitated, got "
+            f"{spec.temperature:g} and {spec.student_temperature:g}"
+        )
 
 
 # Few training examples, so that there is something to overfit. Every epoch is three steps.
@@ -173,11 +254,36 @@ def smoothing_loss(alpha, multiplier=1.0):
     return _loss(targets.smoothed_cross_entropy, alpha, multiplier)
 
 
-def loss_of(spec):
-    """The loss that `spec` trains on, a function (logits, batch) → scalar."""
+def loss_of(spec, teacher=None):
+    """The loss that `spec` trains on, a function (logits, batch) → scalar.
+
+    teacher : function from a `training.Batch` to the teacher's logits; needed if the spec names a teacher
+    """
+    if spec.teacher is not None:
+        if teacher is None:
+            raise ValueError("teacher must be a function from a batch to logits, since the spec names a teacher")
+        return _student_loss(spec, teacher)
     if spec.loss == "smoothing":
         return smoothing_loss(spec.alpha, spec.loss_multiplier)
     return _loss(alternatives.LOSSES[spec.loss], spec.strength, spec.loss_multiplier)
+
+
+def _student_loss(spec, teacher):
+    """(1 − β) H(y, p) plus β times what separates the student from its teacher, times the multiplier."""
+
+    def by_probabilities(logits, batch):
+        temperatures = spec.temperature, spec.student_temperature or None
+        return distillation.distillation_loss(
+            logits, teacher(batch), batch.labels, spec.beta, *temperatures, validate=False
+        )
+
+    def by_logits(logits, batch):
+        hard = targets.smoothed_cross_entropy(logits, batch.labels, 0.0, validate=False)
+        soft = distillation.logit_matching_loss(logits, teacher(batch), validate=False)
+        return (1 - spec.beta) * hard + spec.beta * soft
+
+    loss = by_logits if spec.imitation == "logits" else by_probabilities
+    return lambda logits, batch: spec.loss_multiplier * loss(logits, batch)
 
 
 def _loss(function, strength, multiplier):
@@ -209,7 +315,7 @@ def data_of(spec, device="cpu"):
     if spec.dataset == "digits":
         if spec.held_out != "test":
             raise ValueError(f"held_out must be 'test' on digits, which have no other split, got {spec.held_out!r}")
-        return _known_classes(spec, _digits(spec, device))
+        return _as_taught(spec, _known_classes(spec, _digits(spec, device)))
     data = datasets.load(spec.dataset, device, training.show_progress())
     pool, held_out = data.train, data.test
     if spec.held_out == "validation":
@@ -222,7 +328,43 @@ def data_of(spec, device="cpu"):
         held_out = datasets.Split(*(tensor[-VALIDATION_EXAMPLES:] for tensor in data.train))
         pool = datasets.Split(*(tensor[:-VALIDATION_EXAMPLES] for tensor in data.train))
     data = _known_classes(spec, data._replace(train=pool, test=held_out))
-    return data._replace(train=_draw(spec, data.train))
+    return _as_taught(spec, data._replace(train=_draw(spec, data.train)))
+
+
+def _as_taught(spec, data):
+    """`data` with the labels that the network is taught: groups for classes, and noise in the training split."""
+    if spec.groups:
+        data = _grouped(spec, data)
+    if spec.label_noise:
+        data = data._replace(train=data.train._replace(labels=noisy_labels(spec, data)))
+    if spec.draw_classes:
+        teachers.draw_examples(data.train.labels, spec.draw_classes, 1)  # so that an error comes before training
+    return data
+
+
+def _grouped(spec, data):
+    """`data` with group `spec.groups[k]` for class k."""
+    count = len(set(spec.groups))
+    if len(spec.groups) != data.num_classes or set(spec.groups) != set(range(count)) or count < 2:
+        raise ValueError(
+            f"groups must name a group 0, 1, … for each of the {data.num_classes} classes, at least two of them and "
+            f"none empty; got {spec.groups}"
+        )
+    group = torch.tensor(spec.groups, device=data.train.labels.device)
+    train, test = (split._replace(labels=group[split.labels]) for split in (data.train, data.test))
+    return datasets.Dataset(data.name, count, train, test, tuple(f"group {i}" for i in range(count)))
+
+
+def noisy_labels(spec, data):
+    """The training labels, each drawn anew with probability `spec.label_noise`, evenly from all K classes.
+
+    So a share η (K − 1)/K of them is wrong, and the expected target is that of smoothing with α = η.
+    """
+    labels = data.train.labels
+    generator = torch.Generator().manual_seed(spec.seed)
+    drawn = torch.randint(data.num_classes, labels.shape, generator=generator)
+    changed = torch.rand(len(labels), dtype=torch.float64, generator=generator) < spec.label_noise
+    return torch.where(changed.to(labels.device), drawn.to(labels.device), labels)
 
 
 def _draw(spec, pool):
@@ -313,7 +455,7 @@ def model_of(spec, data, device="cpu"):
     options = {"hidden": spec.hidden, "dropout": spec.dropout, "normalise": normalise}
     make = models.network(spec.network, inputs.shape[1:], data.num_classes, **options)
     dtype = torch.float64 if spec.dtype == "float64" else torch.float32
-    return models.build(make, spec.seed, dtype, device, spec.init_std or None)
+    return models.build(make, spec.seed + 1_000_003 * spec.restart, dtype, device, spec.init_std or None)
 
 
 def augmentation(spec):
@@ -340,6 +482,11 @@ def _record(data, spec, precision, epoch, model):
         count = None if epoch == spec.epochs and name == "train" else RECORD_EXAMPLES
         logits = training.predict(model, split.inputs[:count], precision=precision).logits
         row |= {f"{name}_{key}": value for key, value in split_metrics(logits, split.labels[:count]).items()}
+    if spec.draw_classes:
+        chosen = teachers.draw_examples(data.train.labels, spec.draw_classes, DRAW_EXAMPLES)
+        view = augmentation(spec)
+        drawn = teachers.logit_draws(model, data.train.inputs[chosen], spec.draw_classes, view, DRAWS, precision)
+        row["draws"] = drawn.tolist()
     return row
 
 
@@ -395,20 +542,35 @@ def _feature_arrays(prefix, model, splits):
 def _kept_arrays(spec, model, data, outside, device):
     """All arrays of the run: `_arrays` on digits; else `_small_arrays` and the features that chapters show or probe."""
     arrays = _arrays(model, data) if spec.dataset == "digits" else _small_arrays(model, data)
-    if outside is not None:
+    if spec.keep != "logits":
+        arrays = _fewer_arrays(spec, model, data, arrays)
+    elif outside is not None:
         arrays |= {"outside_logits": training.predict(model, outside).logits.half()}
     elif spec.classes:
         probed = probe_data(spec, device)
         arrays |= _feature_arrays("probe", model, {"train": probed.train, "test": probed.test})
-    elif spec.dataset != "digits":
+    elif spec.dataset != "digits" and not spec.groups:  # the shown classes are none of the groups
         arrays |= _shown_arrays(model, data)
     return {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
 
 
-def train(spec, device=None, checkpoint=None):
+def _fewer_arrays(spec, model, data, arrays):
+    """Of `arrays` what `spec.keep` asks for, and for views the logits (float16) of training images in one view."""
+    if spec.keep in ("weights", "predictions"):
+        return {"test_predictions": arrays["test_logits"].argmax(1).to(torch.uint8)}
+    few = {name: arrays[name] for name in ("train_logits", "train_labels")}
+    few |= {name: arrays[name][:VIEWED_TEST_EXAMPLES] for name in ("test_logits", "test_labels")}
+    if augment := augmentation(spec):
+        seen = augment(data.train.inputs[:KEPT_TRAIN_EXAMPLES], torch.Generator().manual_seed(0))
+        few["view_logits"] = training.predict(model, seen).logits.half()
+    return few
+
+
+def train(spec, device=None, checkpoint=None, folder=None):
     """Train what `spec` asks for on `device` (default: `training.default_device`) and return the `runs.Run`.
 
     checkpoint : path of a checkpoint file, see `training.fit`
+    folder : where the weights of teachers are kept, see `teacher_model`
 
     Under torchrun, several processes train one translation network together, and only the first one gets the run;
     ValueError for images.
@@ -422,8 +584,8 @@ def train(spec, device=None, checkpoint=None):
     # Such small nets make threads wait for each other. On a busy machine (load 4 a core) a live run took 1.5 s with one
     # thread and 9 s with two.
     with training.threads(1 if spec.preset in ("live", "smoke") else None):
-        make = translation.train if translates else _train
-        return make(spec, device or training.default_device(), checkpoint)
+        device = device or training.default_device()
+        return translation.train(spec, device, checkpoint) if translates else _train(spec, device, checkpoint, folder)
 
 
 # The fields of a spec that `training.fit` takes by the same name.
@@ -433,13 +595,17 @@ _FIT_FIELDS = (
 )
 
 
-def fit_spec(spec, data, device="cpu", checkpoint=None):
-    """Train the network of `spec` on `data` (see `data_of`) as the spec says; returns (model, history)."""
+def fit_spec(spec, data, device="cpu", checkpoint=None, folder=None):
+    """Train the network of `spec` on `data` (see `data_of`) as the spec says; returns (model, history).
+
+    folder : where the weights of its teacher are, or go, if it has one
+    """
     model, precision = model_of(spec, data, device), training.precision_of(spec.dtype, device)
+    teacher = answers_of(spec, data, device, folder) if spec.teacher else None
     history = training.fit(
         model,
         data.train,
-        loss_of(spec),
+        loss_of(spec, teacher),
         **{name: getattr(spec, name) for name in _FIT_FIELDS},
         precision=precision,
         augment=augmentation(spec),
@@ -450,14 +616,108 @@ def fit_spec(spec, data, device="cpu", checkpoint=None):
     return model, history
 
 
-def _train(spec, device, checkpoint):
+# What `fit_seeds` passes on. All else that `fit_spec` can do must be left at its default.
+_PLAIN_FIELDS = ("epochs", "batch_size", "learning_rate", "momentum", "nesterov")
+_REFUSED = ("shift", "flip", "dropout", "weight_decay", "schedule", "clip_norm", "head_factor")
+
+
+def fit_seeds(specs, teachers=()):
+    """Train the networks of specs that differ in nothing but the seed, side by side: a list of networks.
+
+    For many seeds of small fully connected networks, at a constant rate, without augmentation, dropout, weight decay
+    and clipping. The same as `fit_spec` one by one, but for rounding, and several times as fast.
+
+    teachers : for students, their teachers' networks in the same order
+
+    Raises ValueError for no spec, for specs that differ otherwise or ask for more, and without a teacher for each.
+    """
+    if not specs:
+        raise ValueError("specs must hold at least one spec, got none")
+    first, plain = specs[0], {f.name: f.default for f in fields(Spec) if f.name in _REFUSED}
+    for spec in specs:
+        alike = replace(spec, seed=first.seed, teacher=_with_seed(spec.teacher, first.seed)) == first
+        if not alike or any(getattr(spec, name) != value for name, value in plain.items()):
+            raise ValueError(f"specs must differ in the seed alone and must be plain, without {_REFUSED}: got {spec}")
+    if first.teacher is not None and len(teachers) != len(specs):
+        raise ValueError(f"expected a teacher for each spec, got {len(specs)} specs and {len(teachers)} teachers")
+    data = [data_of(spec) for spec in specs]
+    networks = [model_of(spec, one) for spec, one in zip(specs, data, strict=True)]
+    known = [training.predict(t, one.train.inputs).logits for t, one in zip(teachers, data, strict=False)]
+    answers = torch.cat(known) if first.teacher is not None else None
+    loss = loss_of(first, None if answers is None else lambda batch: answers[batch.index])
+    settings = {name: getattr(first, name) for name in _PLAIN_FIELDS}
+    training.fit_together(networks, [d.train for d in data], loss, **settings, seeds=[spec.seed for spec in specs])
+    return networks
+
+
+def _with_seed(spec, seed):
+    return spec and replace(spec, seed=seed)
+
+
+def answers_of(spec, data, device="cpu", folder=None):
+    """A function from a `training.Batch` to the logits of the student's teacher on what the student sees.
+
+    Without augmentation the teacher answers once for all examples; with it once for each batch, also if more students
+    of it are trained in this process.
+    """
+    teacher = _teacher(spec.teacher, device, None if folder is None else Path(folder))
+    if augmentation(spec) is None:
+        everything = teacher(data.train.inputs)
+        return lambda batch: everything[batch.index]
+    return lambda batch: teacher(batch.inputs)
+
+
+@lru_cache(maxsize=2)
+def _teacher(spec, device, folder):
+    return teachers.Teacher(teacher_model(spec, device, folder), training.precision_of(spec.dtype, device))
+
+
+def teacher_model(spec, device="cpu", folder=None):
+    """The trained network of `spec`: by the weights in folder/.weights, else trained now (and its run stored).
+
+    Weights are not part of a stored run, so a fresh copy of the book trains its teachers when students are asked for.
+    """
+    data = data_of(spec, device)
+    if folder is None:
+        return fit_spec(spec, data, device)[0]
+    path = weights_path(spec, folder)
+    if not path.exists() and not runs.is_stored(spec.as_dict(), folder):
+        load_or_train(spec, folder, device)
+    with runs.lock(spec.as_dict(), folder):
+        if not path.exists():  # it was stored before, perhaps by another machine: only the weights are wanted
+            checkpoint = checkpoint_path(spec, folder)
+            teachers.save_weights(fit_spec(spec, data, device, checkpoint, folder)[0], path)
+            checkpoint.unlink(missing_ok=True)
+    model = model_of(spec, data, device)
+    teachers.load_weights(model, path)
+    return model
+
+
+def weights_path(spec, folder):
+    """Where the weights of a teacher lie beside the stored runs: not among them, and never committed."""
+    return Path(folder) / ".weights" / f"{spec.name}.safetensors"
+
+
+def checkpoint_path(spec, folder):
+    """Where the state of a run lies while it trains."""
+    return Path(folder) / ".checkpoints" / f"{spec.name}.safetensors"
+
+
+def _train(spec, device, checkpoint, folder=None):
     before, started = training.seconds_before(checkpoint), time.monotonic()
     data = data_of(spec, device)
     outside = outside_inputs(spec, device) if spec.outside else None  # before training, so that errors come early
-    model, history = fit_spec(spec, data, device, checkpoint)
+    model, history = fit_spec(spec, data, device, checkpoint, folder)
+    if spec.keep in ("views", "weights") and folder is not None:
+        teachers.save_weights(model, weights_path(spec, folder))
+        _teacher.cache_clear()  # it may know this teacher by older weights
     arrays = _kept_arrays(spec, model, data, outside, device)
+    if spec.draw_classes:
+        arrays["draws"] = np.array([row.pop("draws") for row in history], np.float16)
     if history and history[-1]["epoch"] == spec.epochs:  # the last held-out metrics are those of the stored logits
-        final = split_metrics(arrays["test_logits"], arrays["test_labels"])
+        kept = spec.keep == "logits"
+        logits = arrays["test_logits"] if kept else training.predict(model, data.test.inputs).logits
+        final = split_metrics(logits, arrays["test_labels"] if kept else data.test.labels)
         history[-1] |= {f"test_{key}": value for key, value in final.items()}
     made_by = runs.provenance(device, before + time.monotonic() - started)
     made_by |= {"precision": training.precision_of(spec.dtype, device)}
@@ -480,10 +740,10 @@ def load_or_train(spec, folder=None, device=None):
     with runs.lock(spec.as_dict(), folder):
         if not retrain and runs.is_stored(spec.as_dict(), folder):  # by another process, while this one waited
             return runs.load(spec.as_dict(), folder)
-        checkpoint = Path(folder) / ".checkpoints" / f"{spec.name}.safetensors"
+        checkpoint = checkpoint_path(spec, folder)
         if retrain:
             checkpoint.unlink(missing_ok=True)
-        run = train(spec, device, checkpoint)
+        run = train(spec, device, checkpoint, folder)
         runs.save(run, folder)
         checkpoint.unlink(missing_ok=True)
     return run
@@ -491,7 +751,7 @@ def load_or_train(spec, folder=None, device=None):
 
 def _load_or_train_together(spec, folder, device):
     """`load_or_train` in one of the processes of torchrun: the first one locks, decides what is to do, and stores."""
-    first, checkpoint = translation.processes()[0] == 0, Path(folder) / ".checkpoints" / f"{spec.name}.safetensors"
+    first, checkpoint = translation.processes()[0] == 0, checkpoint_path(spec, folder)
     lock = runs.lock(spec.as_dict(), folder) if first else nullcontext()
     with translation.together(device or training.default_device()) as device, lock:
         retrain = os.environ.get("LSBOOK_RETRAIN") == "1"

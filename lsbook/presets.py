@@ -44,6 +44,16 @@ _SMOKE = Spec(
     record_epochs=(0, 1, 2),
 )
 _SMOKE_IMAGES = {"hidden": (), "shift": 2, "dtype": "auto"}
+_SMOKE_TEACHER = replace(
+    _SMOKE,
+    experiment="digits-teacher",
+    network="alexnet",
+    flip=True,
+    draw_classes=(3, 8),
+    keep="views",
+    **_SMOKE_IMAGES,
+)
+_SMOKE_STUDENT = replace(_SMOKE_TEACHER, experiment="digits-student", draw_classes=(), keep="predictions")
 
 # --- laptop
 
@@ -126,6 +136,61 @@ _STRENGTHS = {
     "confidence-penalty": round(theory.matching_penalty(0.1, 10), 4),
     "margin": round(theory.optimal_gap(0.1, 10), 4),
 }
+
+# --- distillation: teachers that their students can follow through a shared view of each image
+
+# The paper's grids of its Figure 5; the strengths whose draws of logits Figure 6 needs.
+ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
+TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0, 12.0, 16.0)
+DRAWN_ALPHAS = (0.0, 0.1, 0.3)
+AIRPLANE, DOG = 0, 5
+
+_TEACHER = replace(
+    _RESNET,
+    experiment="cifar10-teacher",
+    train_examples=3_300,  # 300 of nearly every class, for the draws
+    shift=1,  # and no mirroring: so many views a network can learn by heart in a few epochs
+    epochs=20,
+    batch_size=32,
+    draw_classes=(AIRPLANE, DOG),
+    keep="views",
+    record_epochs=(0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20),
+)
+_STUDENT = replace(
+    _ALEXNET,
+    experiment="cifar10-student",
+    train_examples=3_300,
+    shift=1,
+    epochs=14,
+    batch_size=32,
+    learning_rate=0.02,
+    keep="predictions",
+    record_epochs=(14,),
+)
+_MNIST_TEACHER = replace(_MNIST, experiment="mnist-teacher", shift=2, keep="weights", record_epochs=(0, 6))
+_MNIST_STUDENT = replace(
+    _MNIST_TEACHER,
+    experiment="mnist-student",
+    shift=0,
+    hidden=(800, 800),
+    clip_norm=1.0,  # else the squared difference of logits diverges at once
+    keep="predictions",
+    record_epochs=(6,),
+)
+# The student's loss on MNIST: 0.4 of cross-entropy, 0.6 of half the squared difference of the logits.
+_BY_LOGITS = {"beta": 0.6, "imitation": "logits"}
+# Few images, learnt by heart with their wrong labels; teacher and student are the same kind of network.
+_NOISY = replace(
+    _ALEXNET,
+    experiment="cifar10-noise",
+    train_examples=2_000,
+    epochs=14,
+    batch_size=32,
+    learning_rate=0.02,
+    keep="weights",
+    record_epochs=(0, 14),
+)
+NOISE_RATES = (0.0, 0.2, 0.4)
 
 # --- translation: number names in smoke, Multi30k in laptop, and in paper Multi30k at length and the paper's own WMT
 
@@ -247,6 +312,31 @@ _PAPER_RESNET = replace(
     record_epochs=(0, 1, 5, 20, 50, 100, 120, 155, 180, 205),
 )
 
+# Figure 5 and Figure 6. Draws about every 4,000 steps, so 16 times after the start.
+_PAPER_TEACHER = replace(
+    _PAPER_RESNET,
+    experiment="cifar10-teacher",
+    dataset="cifar10",
+    draw_classes=(AIRPLANE, DOG),
+    keep="views",
+    record_epochs=(0, 13, 26, 38, 51, 64, 77, 90, 103, 115, 128, 141, 154, 167, 179, 192, 205),
+)
+_PAPER_STUDENT = replace(
+    _PAPER_ALEXNET, experiment="cifar10-student", keep="predictions", record_epochs=(_PAPER_ALEXNET.epochs,)
+)
+_PAPER_MNIST_TEACHER = replace(
+    _PAPER_MNIST, experiment="mnist-teacher", keep="weights", record_epochs=(0, _PAPER_MNIST.epochs)
+)
+_PAPER_MNIST_STUDENT = replace(
+    _PAPER_MNIST_TEACHER,
+    experiment="mnist-student",
+    shift=0,
+    hidden=(800, 800),
+    clip_norm=1.0,  # as in laptop; the paper does not speak of it
+    keep="predictions",
+    record_epochs=(_PAPER_MNIST.epochs,),
+)
+
 
 def _with_dropout(spec):
     """The MNIST net with dropout instead of smoothing, the paper's other teacher."""
@@ -257,7 +347,7 @@ def _smoke():
     networks = {"digits-alexnet": "alexnet", "digits-resnet20": "resnet20"}
     pictures = [replace(_SMOKE, experiment=e, network=n, **_SMOKE_IMAGES) for e, n in networks.items()]
     both = [s for spec in (_SMOKE, *pictures, _NUMBER_NAMES) for s in variants(spec, alpha=(0.0, 0.1))]
-    return [*both, _with_dropout(_SMOKE)]
+    return [*both, _with_dropout(_SMOKE), _SMOKE_TEACHER, taught_by(_SMOKE_STUDENT, _SMOKE_TEACHER, temperature=2.0)]
 
 
 def _laptop():
@@ -273,6 +363,9 @@ def _laptop():
         *_losses(FEW_SEEDS),
         *variants(_ALEXNET_ALPHAS, seed=(0, 1), alpha=(0.2, 0.5, 0.05)),
         *variants(_MULTI30K, seed=FEW_SEEDS, alpha=(0.0, 0.1)),
+        *figure_5(_TEACHER, _STUDENT, (0, 1)),
+        *mnist_distillation(_MNIST_TEACHER, _MNIST_STUDENT, SEEDS),
+        *noise_grid(_NOISY, (0, 1)),
     ]
 
 
@@ -288,6 +381,64 @@ def _losses(seeds):
     return [*hard, *smoothed, *others]
 
 
+def taught_by(student, teacher, **settings):
+    """The spec of a student of `teacher`: `student` with the teacher's seed and labels, and these settings."""
+    return replace(student, seed=teacher.seed, label_noise=teacher.label_noise, teacher=teacher, **settings)
+
+
+def _teacher_of(teacher, alpha, **settings):
+    """A teacher of Figure 5. Draws take a third of the time, so only those that Figure 6 shows have them."""
+    drawn = {} if alpha in DRAWN_ALPHAS else {"draw_classes": (), "record_epochs": (0, teacher.epochs)}
+    return replace(teacher, alpha=alpha, **drawn, **settings)
+
+
+def figure_5(teacher, student, seeds):
+    """Teachers, and the students of the paper's Figure 5 with the teacher's temperature alone raised.
+
+    An experiment for each curve: the teacher's name, and the student's with -direct (smoothing, no teacher),
+    -temperature (a hard teacher at several T) and -alpha (smoothed teachers at T = 1).
+    """
+    name, specs = student.experiment, []
+    for seed in seeds:
+        alphas = sorted({*ALPHAS, *DRAWN_ALPHAS})
+        teachers = {alpha: _teacher_of(teacher, alpha=alpha, seed=seed) for alpha in alphas}
+        alone = replace(student, seed=seed, experiment=f"{name}-direct")
+        hot = [
+            taught_by(student, teachers[0.0], experiment=f"{name}-temperature", temperature=t, student_temperature=1.0)
+            for t in TEMPERATURES
+        ]
+        smoothed = [taught_by(student, teachers[a], experiment=f"{name}-alpha") for a in ALPHAS[1:]]
+        specs += [*teachers.values(), *variants(alone, alpha=ALPHAS), *hot, *smoothed]
+    return specs
+
+
+def mnist_distillation(teacher, student, seeds):
+    """The paper's experiment on MNIST: teachers with dropout, with smoothing and with neither, and their students;
+    students alone, with hard and with smoothed targets."""
+    kinds = {"dropout": _with_dropout(teacher), "smoothed": replace(teacher, alpha=0.1), "hard": teacher}
+    specs = []
+    for seed in seeds:
+        own = {kind: replace(spec, seed=seed) for kind, spec in kinds.items()}
+        alone = replace(student, seed=seed, experiment=f"{student.experiment}-direct")
+        taught = [
+            taught_by(student, spec, experiment=f"{student.experiment}-{kind}", **_BY_LOGITS)
+            for kind, spec in own.items()
+        ]
+        specs += [*own.values(), *variants(alone, alpha=(0.0, 0.1)), *taught]
+    return specs
+
+
+def noise_grid(network, seeds):
+    """Hard and smoothed networks at each rate of label noise; students of the same kind at T = 1, 4 and β = ½, 1."""
+    specs = []
+    for teacher in variants(network, label_noise=NOISE_RATES, seed=seeds, alpha=(0.0, 0.1)):
+        # A student of its teacher's kind and seed would begin with its teacher's initial weights.
+        student = replace(network, experiment=f"{network.experiment}-student", keep="predictions", restart=1)
+        cells = variants(taught_by(student, teacher), temperature=(1.0, 4.0), beta=(0.5, 1.0))
+        specs += [teacher, *cells]
+    return specs
+
+
 def _paper():
     cifar10 = replace(_PAPER_RESNET, experiment="cifar10-resnet56", dataset="cifar10")
     return [
@@ -295,6 +446,8 @@ def _paper():
         *variants(_with_dropout(_PAPER_MNIST), seed=SEEDS),
         *variants(_PAPER_ALEXNET, seed=SEEDS, alpha=(0.0, 0.1)),
         *variants(_PAPER_RESNET, seed=SEEDS, alpha=(0.0, 0.05, 0.1)),
+        *figure_5(_PAPER_TEACHER, _PAPER_STUDENT, SEEDS),
+        *mnist_distillation(_PAPER_MNIST_TEACHER, _PAPER_MNIST_STUDENT, SEEDS),
         *variants(cifar10, seed=SEEDS, alpha=(0.0, 0.1)),
         *variants(_PAPER_MULTI30K, seed=SEEDS, alpha=(0.0, 0.1)),
         *variants(_PAPER_WMT, seed=FEW_SEEDS, alpha=(0.0, 0.1)),

@@ -42,7 +42,7 @@ class StoredSpec:
         So a field that is added later, with a default that changes nothing, does not rename the runs of today.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {key: _plain(value) for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values):
@@ -59,6 +59,12 @@ class StoredSpec:
     def name(self):
         """File stem of its run, see `run_name`."""
         return run_name(self.as_dict())
+
+
+def _plain(value):
+    if isinstance(value, StoredSpec):
+        return value.as_dict()
+    return list(value) if isinstance(value, tuple) else value
 
 
 class BusyRunError(TimeoutError):

@@ -480,6 +480,48 @@ def fit(
         return _train_epochs(stepper, passes, plan, seed, record, label, Keep(checkpoint, checkpoint_seconds))
 
 
+def fit_together(models, splits, loss, *, epochs, batch_size, learning_rate, momentum=0.9, nesterov=True, seeds):
+    """Train networks of one make side by side, each on its own split in its own order, in place.
+
+    The same as `fit` one after the other, but for rounding, and several times as fast for small networks: a step on
+    many of them takes little longer than a step on one.
+
+    Parameters
+    ----------
+    models : modules of one make, without dropout and batch normalisation, whose forward gives `models.Output`
+    splits : for each network inputs (N, …) and labels (N,), all of one shape
+    loss : function (logits (M·B, K), Batch) → scalar, a mean over examples; the batch of all M networks is one after
+        the other in it, and its index counts through the splits: example i of split m is m·N + i
+    epochs, batch_size, learning_rate, momentum, nesterov : as in `fit`
+    seeds : of the order of the examples, one a network
+
+    Raises ValueError for lists of different lengths, FloatingPointError as `fit`.
+    """
+    if not len(models) == len(splits) == len(seeds) > 0:
+        raise ValueError(f"expected a split and a seed a network, got {len(models)}, {len(splits)} and {len(seeds)}")
+    _check_schedule(splits[0], epochs, batch_size, learning_rate, "constant", ())
+    inputs, labels = (torch.stack(tensors) for tensors in zip(*splits, strict=True))
+    weights, buffers = torch.func.stack_module_state(models)
+    optimizer = torch.optim.SGD(weights.values(), learning_rate, momentum, nesterov=nesterov and momentum > 0)
+    forward = torch.func.vmap(lambda w, b, x: torch.func.functional_call(models[0], (w, b), (x,)).logits)
+    network, examples = torch.arange(len(models))[:, None], inputs.shape[1]
+    orders = zip(*(_orders(examples, seed, 0, epochs) for seed in seeds), strict=True)
+    for epoch, order in enumerate(orders, 1):
+        index = torch.stack([one for _, one in order])
+        for part in index.split(batch_size, dim=1)[: max(1, examples // batch_size)]:
+            batch = Batch(inputs[network, part], labels[network, part].flatten(), (network * examples + part).flatten())
+            value = len(models) * loss(forward(weights, buffers, batch.inputs).flatten(0, 1), batch)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+        if not value.isfinite():
+            raise FloatingPointError(f"the loss became {value.item()} in epoch {epoch}; try a smaller learning rate")
+    with torch.no_grad():
+        for number, model in enumerate(models):
+            for name, tensor in model.named_parameters():
+                tensor.copy_(weights[name][number])
+
+
 class Keep(NamedTuple):
     """Where a training writes its checkpoint, and how often.
 

@@ -64,8 +64,14 @@ def test_every_field_of_a_spec_changes_its_hash(monkeypatch):
         "decay_only": ("a",),
         "classes": (3, 1),
         "outside": "mnist",
+        "draw_classes": (3, 1),
+        "keep": "views",
+        "imitation": "logits",
+        "teacher": TINY,
     }
     monkeypatch.setattr(training, "check_milestones", lambda *_: None)  # else schedule and milestones change together
+    for check in ("_check_kept", "_check_teacher"):  # the same with draws and shifts, or student and teacher
+        monkeypatch.setattr(experiments, check, lambda *_: None)
     names |= {"schedule": "linear", "milestones": (0.5,)}
     changes = {
         field.name: names[field.name]
@@ -515,3 +521,55 @@ def test_templates_where_the_last_class_is_absent():
     assert loss == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="num_classes must be at least 2, got 0"):
         experiments.train_templates(split, 0.2, lambda p, t: p - t, num_classes=0)
+
+
+# --- many seeds side by side
+
+
+SMALL = replace(experiments.DIGITS_FEW, hidden=(16,), epochs=4, record_epochs=())
+
+
+def test_seeds_side_by_side_are_the_same_as_one_by_one():
+    specs = experiments.variants(replace(SMALL, alpha=0.1, label_noise=0.3), seed=(3, 0, 7))
+    for spec, network in zip(specs, experiments.fit_seeds(specs), strict=True):
+        alone, _ = experiments.fit_spec(spec, experiments.data_of(spec))
+        for mine, its in zip(network.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("imitation", ["probabilities", "logits"])
+def test_students_side_by_side_are_the_same_as_one_by_one(imitation):
+    teachers = experiments.variants(SMALL, seed=(1, 2))
+    temperature = 3.0 if imitation == "probabilities" else 1.0
+    settings = {"beta": 0.7, "temperature": temperature, "imitation": imitation, "learning_rate": 0.01}
+    specs = [replace(SMALL, seed=t.seed, teacher=t, restart=1, **settings) for t in teachers]
+    networks = experiments.fit_seeds(specs, experiments.fit_seeds(teachers))
+    for spec, network in zip(specs, networks, strict=True):
+        alone, _ = experiments.fit_spec(spec, experiments.data_of(spec))
+        for mine, its in zip(network.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "other", [{"alpha": 0.2, "seed": 1}, {"hidden": (8,), "seed": 1}, {"learning_rate": 0.2, "seed": 1}]
+)
+def test_seeds_side_by_side_must_differ_in_the_seed_alone(other):
+    with pytest.raises(ValueError, match="must differ in the seed alone"):
+        experiments.fit_seeds([SMALL, replace(SMALL, **other)])
+
+
+@pytest.mark.parametrize("more", [{"dropout": 0.5}, {"weight_decay": 0.1}, {"schedule": "linear"}, {"clip_norm": 1.0}])
+def test_what_side_by_side_cannot_do_is_refused(more):
+    with pytest.raises(ValueError, match="must be plain"):
+        experiments.fit_seeds([replace(SMALL, **more)])
+
+
+def test_students_side_by_side_need_a_teacher_each():
+    teachers = experiments.variants(SMALL, seed=(1, 2))
+    specs = [replace(SMALL, seed=t.seed, teacher=t) for t in teachers]
+    with pytest.raises(ValueError, match="2 specs and 0 teachers"):
+        experiments.fit_seeds(specs)
+    with pytest.raises(ValueError, match="2 specs and 1 teachers"):
+        experiments.fit_seeds(specs, experiments.fit_seeds(teachers[:1]))
+    with pytest.raises(ValueError, match="at least one spec"):
+        experiments.fit_seeds([])

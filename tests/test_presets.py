@@ -20,16 +20,24 @@ CLASSES = {"digit_images": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
 TRAINING_EXAMPLES = {"digit_images": 1297, "mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 
 
+def lean(spec):
+    """Whether it is a teacher, a student, or what these are compared with."""
+    return isinstance(spec, Spec) and spec.keep != "logits"
+
+
+WHOLE = [spec for spec in ALL if not lean(spec)]
+
+
 def images(preset):
-    """The specs of a preset that train on images."""
-    return [spec for spec in IMAGES if spec.preset == preset]
+    """The specs of a preset that train on images, but for teachers and students."""
+    return [spec for spec in IMAGES if spec.preset == preset and not lean(spec)]
 
 
 def seeds(preset, **wanted):
-    """{α: set of seeds} of the specs in a preset whose fields have these values."""
+    """{α: set of seeds} of the specs in a preset whose fields have these values, but for teachers and students."""
     found = defaultdict(set)
     for spec in presets.specs(preset):
-        if all(getattr(spec, key) == value for key, value in wanted.items()):
+        if not lean(spec) and all(getattr(spec, key) == value for key, value in wanted.items()):
             found[spec.alpha].add(spec.seed)
     return dict(found)
 
@@ -87,8 +95,8 @@ def test_every_spec_is_of_one_of_two_kinds():
 
 
 def test_every_spec_notes_metrics_from_the_start_to_the_end():
-    for spec in ALL:
-        assert spec.record_epochs[0] == 0, spec.name
+    for spec in ALL:  # students have the end alone
+        assert spec.record_epochs[0] == 0 or spec.record_epochs == (spec.epochs,) and lean(spec), spec.name
         assert spec.record_epochs[-1] == spec.epochs, spec.name
         assert list(spec.record_epochs) == sorted(set(spec.record_epochs)), spec.name
 
@@ -132,7 +140,7 @@ def test_decay_only_names_parameters_of_the_network():
 def test_experiments_differ_from_each_other_in_alpha_and_seed_alone():
     """Within one experiment of one preset, so that its runs may be compared."""
     groups = defaultdict(set)
-    for spec in ALL:
+    for spec in WHOLE:
         groups[spec.experiment, spec.preset].add(replace(spec, alpha=0.0, seed=0))
     assert {key: len(group) for key, group in groups.items() if len(group) > 1} == {}
 
@@ -140,7 +148,7 @@ def test_experiments_differ_from_each_other_in_alpha_and_seed_alone():
 def test_every_smoothed_run_has_its_hard_twin():
     """Of the same settings and seed; in its own experiment, except for that over the range of α."""
     by_settings, by_experiment = defaultdict(set), defaultdict(set)
-    for spec in ALL:
+    for spec in WHOLE:
         by_settings[settings(spec), spec.seed].add(spec.alpha)
         by_experiment[replace(spec, alpha=0.0)].add(spec.alpha)
     assert all(0.0 in alphas for alphas in by_settings.values())
@@ -153,6 +161,55 @@ def test_no_run_is_trained_twice_under_two_names():
     for spec in ALL:
         by_settings[replace(spec, experiment="any")].append(spec.name)
     assert [names for names in by_settings.values() if len(names) > 1] == []
+
+
+# --- teachers and students
+
+
+def test_every_teacher_is_a_run_of_its_students_preset():
+    """Beside them and before them, and its weights stay for them."""
+    for name in presets.names():
+        earlier = set()
+        for spec in presets.specs(name):
+            earlier.add(spec)
+            if isinstance(spec, Spec) and spec.teacher is not None:
+                assert spec.teacher in earlier, spec.name
+                assert spec.teacher.keep in ("views", "weights"), spec.name
+
+
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+def test_figure_5_has_a_curve_for_each_way(preset):
+    """Of AlexNets: smoothing alone, a hard teacher at several T, smoothed teachers at T = 1; all seeds for each."""
+    curves = defaultdict(lambda: defaultdict(set))
+    for curve in ("direct", "temperature", "alpha"):
+        for spec in presets.experiment(f"cifar10-student-{curve}", preset):
+            x = {"direct": spec.alpha, "temperature": spec.temperature}.get(curve, spec.teacher and spec.teacher.alpha)
+            curves[curve][x].add(spec.seed)
+            assert (spec.network, spec.beta) == ("alexnet", 1.0)
+            assert curve != "temperature" or (spec.teacher.alpha, spec.student_temperature) == (0.0, 1.0)
+            assert curve != "alpha" or spec.temperature == 1
+    assert set(curves["direct"]) == set(presets.ALPHAS) == set(curves["alpha"]) | {0.0}
+    assert set(curves["temperature"]) == set(presets.TEMPERATURES)
+    seeds_ = {"laptop": {0, 1}, "paper": {0, 1, 2, 3, 4}}[preset]
+    assert all(found == seeds_ for curve in curves.values() for found in curve.values())
+    drawn = {spec.alpha for spec in presets.experiment("cifar10-teacher", preset) if spec.draw_classes}
+    assert drawn == {0.0, 0.1, 0.3}
+
+
+def test_the_papers_teachers_and_students_have_its_schedules():
+    by_name = {spec.experiment: spec for spec in presets.specs("paper") if lean(spec)}
+    teacher, student = by_name["cifar10-teacher"], by_name["cifar10-student-direct"]
+    for mine, name in ((teacher, "cifar10-resnet56"), (student, "cifar10-alexnet")):
+        other = presets.experiment(name, "paper")[0]
+        changed = {"keep": "logits", "draw_classes": (), "record_epochs": other.record_epochs}
+        assert settings(replace(mine, **changed)) == settings(other)
+    (drawn, *_) = presets.experiment("cifar10-teacher", "paper", alpha=0.0)
+    steps = np.diff(drawn.record_epochs) * (drawn.train_examples // drawn.batch_size)
+    assert len(steps) == 16 and np.allclose(steps, 4_000, rtol=0.07)
+    for name in ("dropout", "smoothed", "hard"):
+        spec = by_name[f"mnist-student-{name}"]
+        assert (spec.hidden, spec.shift, spec.beta, spec.imitation) == ((800, 800), 0, 0.6, "logits")
+        assert (spec.teacher.shift, spec.teacher.hidden, spec.epochs) == (2, (1200, 1200), 100)
 
 
 # --- smoke and laptop
@@ -291,7 +348,7 @@ def test_the_papers_rate_drops_where_it_says(network, drops):
 
 
 def test_settings_of_the_paper():
-    by_name = {spec.experiment: spec for spec in presets.specs("paper")}
+    by_name = {spec.experiment: spec for spec in presets.specs("paper") if not lean(spec)}
     resnets = [spec for spec in by_name.values() if spec.network == "resnet56"]
     assert {spec.dataset for spec in resnets} == {"cifar10", "cifar100"}
     for spec in resnets:
@@ -351,7 +408,7 @@ def test_find_an_experiment_of_a_preset():
 
 
 def test_find_a_run():
-    for spec in ALL:
+    for spec in ALL[::11]:  # each makes all specs anew
         assert presets.find(spec.name) == [spec]
 
 

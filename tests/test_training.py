@@ -1366,3 +1366,61 @@ def test_smoke_runs_on_a_gpu(spec):
     run = experiments.train(spec, "cuda")
     assert run.provenance["device_name"] == torch.cuda.get_device_name()
     assert np.isfinite(run.history[-1]["test_nll"])
+
+
+# --- several networks side by side
+
+
+def _networks(count):
+    return [models.build((5, 8, 3), seed) for seed in range(count)]
+
+
+def _splits(count, examples=20):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Split(
+            torch.randn(examples, 5, generator=generator, dtype=torch.float64),
+            torch.randint(3, (examples,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [7, 20, 50])
+def test_side_by_side_is_the_same_as_one_after_the_other(batch_size):
+    together, alone, splits = _networks(3), _networks(3), _splits(3)
+    settings = {"epochs": 3, "batch_size": batch_size, "learning_rate": 0.1}
+    training.fit_together(together, splits, hard_loss, **settings, seeds=(4, 5, 6))
+    for network, split, seed in zip(alone, splits, (4, 5, 6), strict=True):
+        training.fit(network, split, hard_loss, **settings, seed=seed)
+    for mine, its in zip(together, alone, strict=True):
+        for a, b in zip(mine.parameters(), its.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+def test_side_by_side_numbers_the_examples_through_the_splits():
+    splits, seen = _splits(2), []
+
+    def loss(logits, batch):
+        seen.append(batch)
+        return hard_loss(logits, batch)
+
+    training.fit_together(_networks(2), splits, loss, epochs=2, batch_size=8, learning_rate=0.1, seeds=(0, 1))
+    everything = torch.cat([split.inputs for split in splits]), torch.cat([split.labels for split in splits])
+    assert len(seen) == 4  # 2 full batches an epoch
+    for batch in seen:
+        torch.testing.assert_close(batch.inputs.flatten(0, 1), everything[0][batch.index])
+        torch.testing.assert_close(batch.labels, everything[1][batch.index])
+
+
+def test_side_by_side_refuses_lists_of_different_lengths():
+    with pytest.raises(ValueError, match="got 2, 3 and 2"):
+        training.fit_together(
+            _networks(2), _splits(3), hard_loss, epochs=1, batch_size=5, learning_rate=0.1, seeds=(0, 1)
+        )
+
+
+def test_side_by_side_notices_a_loss_that_is_not_finite():
+    settings = {"epochs": 2, "batch_size": 5, "learning_rate": 1, "seeds": [0]}
+    with pytest.raises(FloatingPointError, match="in epoch 1"):
+        training.fit_together(_networks(1), _splits(1), lambda logits, _: logits.sum() * torch.nan, **settings)
