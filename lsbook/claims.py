@@ -49,6 +49,34 @@ def paired_difference(treated, control, confidence=0.95):
     return mean_interval(treated - control, confidence)
 
 
+def contrast(values, weights, confidence=0.95):
+    """Interval of Σ_c w_c · mean over seeds of values[c], for C settings that were all measured with the same n seeds.
+
+    The model is y_cs = m_c + b_s + noise: a seed shifts all settings alike, which weights that sum to 0 cancel. The
+    noise is estimated from all settings together, s² = Σ (y_cs − ȳ_c − ȳ_s + ȳ)²/((C − 1)(n − 1)), and the interval is
+    Student's with that many degrees of freedom, ± t · s √(Σ w²/n). With two settings and weights 1 and −1 it is
+    `paired_difference`; with more it needs fewer seeds, if the noise is the same in all settings and independent.
+
+    values (C, n) with C, n ≥ 2; weights (C,), not all 0, of sum 0. Raises ValueError for others, TypeError for what is
+    no number. Source: Box, Hunter and Hunter (2005), chapter 4, randomised blocks.
+    """
+    values, weights = real_array(values, "values"), real_array(weights, "weights")
+    if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
+        raise ValueError(
+            f"values must be finite, of shape (settings, seeds), 2 or more each, got {values!r:.80}"
+        )
+    if weights.shape != values.shape[:1] or not weights.any() or abs(weights.sum()) > 1e-9 * np.abs(weights).sum():
+        raise ValueError(f"weights must be one a setting, of sum 0 and not all 0, got {weights!r:.80}")
+    if not 0 < check_real(confidence, "confidence") < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    (settings, seeds), by_setting = values.shape, values.mean(axis=1)
+    noise = values - by_setting[:, None] - values.mean(axis=0) + values.mean()
+    freedom = (settings - 1) * (seeds - 1)
+    error = np.sqrt((noise**2).sum() / freedom * (weights**2).sum() / seeds)
+    mean, half = float(weights @ by_setting), float(stats.t.ppf((1 + confidence) / 2, freedom) * error)
+    return Interval(mean, mean - half, mean + half, seeds)
+
+
 def exponential(interval):
     """The interval of a ratio from that of its logarithm: e to the mean and to both ends."""
     mean, low, high = np.exp(interval[:3])

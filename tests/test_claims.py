@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy import stats
 from strategies import settings
 
@@ -171,3 +172,55 @@ def test_table_2_of_the_paper():
 def test_unknown_table():
     with pytest.raises(ValueError, match="data/paper.toml has no table 'table9'; it has table1, table2"):
         claims.paper("table9")
+
+
+# --- contrasts over settings that share their seeds
+
+
+@given(hnp.arrays(np.float64, (2, 5), elements=st.integers(-1000, 1000)))
+def test_a_contrast_of_two_settings_is_the_paired_difference(values):
+    found, paired = claims.contrast(values, [1, -1]), claims.paired_difference(*values)
+    np.testing.assert_allclose(found[:3], paired[:3], rtol=1e-9, atol=1e-9)
+    assert found.n == 5
+
+
+def test_a_contrast_is_that_of_least_squares():
+    """Against the textbook: regression on indicators of setting and seed, by numpy's solver."""
+    rng = np.random.default_rng(0)
+    settings, seeds, weights = 6, 3, np.array([0.5, 0.5, 0, -1, 0.2, -0.2])
+    values = rng.normal(size=(settings, seeds)) + rng.normal(size=(settings, 1)) + 5 * rng.normal(size=seeds)
+    rows = [(np.eye(settings)[c], np.eye(seeds)[s][1:]) for c in range(settings) for s in range(seeds)]
+    design = np.array([np.concatenate(parts) for parts in rows])
+    coefficients, (squares,), *_ = np.linalg.lstsq(design, values.ravel())
+    freedom = (settings - 1) * (seeds - 1)
+    wide = np.concatenate([weights, np.zeros(seeds - 1)])
+    error = np.sqrt(squares / freedom * wide @ np.linalg.inv(design.T @ design) @ wide)
+    half = stats.t.ppf(0.975, freedom) * error
+    mean = wide @ coefficients
+    np.testing.assert_allclose(claims.contrast(values, weights)[:3], [mean, mean - half, mean + half], rtol=1e-9)
+
+
+def test_a_contrast_covers_the_truth_as_often_as_it_says():
+    rng, weights, hits = np.random.default_rng(1), np.array([1, 0.5, -0.5, -1]), 0
+    truth = np.array([3.0, 1.0, 0.0, 2.0])
+    for _ in range(1000):
+        values = truth[:, None] + 10 * rng.normal(size=2) + rng.normal(size=(4, 2))
+        found = claims.contrast(values, weights)
+        hits += found.low <= weights @ truth <= found.high
+    assert 925 < hits < 975
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "message"),
+    [
+        ([[1.0, 2.0]], [0.0], "settings, seeds"),
+        ([[1.0], [2.0]], [1, -1], "settings, seeds"),
+        ([[1.0, np.nan], [2.0, 1.0]], [1, -1], "finite"),
+        ([[1.0, 2.0], [2.0, 1.0]], [1, 1], "sum 0"),
+        ([[1.0, 2.0], [2.0, 1.0]], [0, 0], "not all 0"),
+        ([[1.0, 2.0], [2.0, 1.0]], [1, -1, 0], "one a setting"),
+    ],
+)
+def test_bad_contrasts(values, weights, message):
+    with pytest.raises(ValueError, match=message):
+        claims.contrast(values, weights)
