@@ -62,9 +62,7 @@ def contrast(values, weights, confidence=0.95):
     """
     values, weights = real_array(values, "values"), real_array(weights, "weights")
     if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
-        raise ValueError(
-            f"values must be finite, of shape (settings, seeds), 2 or more each, got {values!r:.80}"
-        )
+        raise ValueError(f"values must be finite, of shape (settings, seeds), 2 or more each, got {values!r:.80}")
     if weights.shape != values.shape[:1] or not weights.any() or abs(weights.sum()) > 1e-9 * np.abs(weights).sum():
         raise ValueError(f"weights must be one a setting, of sum 0 and not all 0, got {weights!r:.80}")
     if not 0 < check_real(confidence, "confidence") < 1:

@@ -209,3 +209,23 @@ def test_in_a_browser_pages_fetch_nothing_from_elsewhere_and_fit_a_phone(browser
             problems.append(f"{name(path)} is {seen['wide']} pixels wide on a screen of 420")
     tab.close()
     assert problems == []
+
+
+# Run in a page: the visible tables that a cell printed and of which a part is hidden, by how many pixels.
+HIDDEN_COLUMNS = """() => [...document.querySelectorAll(".cell_output table")].map((t) => {
+    let hidden = 0;
+    for (let part = t.parentElement; part.tagName !== "ARTICLE"; part = part.parentElement)
+        hidden = Math.max(hidden, part.scrollWidth - part.clientWidth);
+    return [t.innerText.slice(0, 60).replace(/\\s+/g, " "), hidden];
+}).filter(([words, hidden]) => words.trim() && hidden > 2)"""
+
+
+@pytest.mark.parametrize("path", sorted(HTML.glob("chapters/*.html")), ids=lambda path: path.stem)
+def test_no_table_hides_a_column_on_a_small_laptop(browser, path):
+    """Regression: at 1,300 pixels the verdicts of some tables were out of sight, and nothing said so."""
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(path.as_uri(), wait_until="load")
+    assert page.locator(".cell_output table").count() > 3
+    found = page.evaluate(HIDDEN_COLUMNS)
+    page.close()
+    assert found == []
