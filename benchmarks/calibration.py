@@ -8,9 +8,7 @@ and the ECE: against torchmetrics. Candidates take turns within one run; ratios 
 Usage: python benchmarks/calibration.py [TURNS] [THREADS]   (threads are torch's; lsbook and scikit-learn use one)
 """
 
-import statistics
 import sys
-import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +24,7 @@ from sklearn.frozen import FrozenEstimator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from machine import describe
-from tabulate import tabulate
+from machine import describe, show, summary, take_turns
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lsbook import calibration, runs
@@ -201,27 +198,6 @@ def compare_edges():
 
 
 # --- both
-
-
-def take_turns(candidates, turns):
-    """Seconds of each call in each turn, after one turn that is not counted."""
-    seconds = {name: [] for name in candidates}
-    for _ in range(turns + 1):
-        for name, call in candidates.items():
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-def summary(values, factor=1):
-    """Median [lower quartile, upper quartile]."""
-    low, middle, high = (f"{factor * value:.3g}" for value in statistics.quantiles(values, n=4))
-    return f"{middle} [{low}, {high}]"
-
-
-def show(title, rows, headers):
-    print("", title, tabulate(list(rows), headers, tablefmt="github", disable_numparse=True), sep="\n", flush=True)
 
 
 def main(turns=7, threads=2):

@@ -8,9 +8,7 @@ Usage: python benchmarks/information.py [TURNS]   (one thread)
 """
 
 import math
-import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from machine import describe
-from tabulate import tabulate
+from machine import describe, show, summary, take_turns
 
 from lsbook import information
 
@@ -92,27 +89,6 @@ def compare_bootstraps(name, draws, turns):
         values = [value * (1 if key == "lsbook" else RESAMPLES / PART) for value in values]
         ratios = [a / b for a, b in zip(values, seconds["lsbook"], strict=True)]
         yield [name, key, summary(values), summary(ratios)]
-
-
-def take_turns(candidates, turns):
-    """Seconds of each call in each turn, after one turn that is not counted."""
-    seconds = {name: [] for name in candidates}
-    for _ in range(turns + 1):
-        for name, call in candidates.items():
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-def summary(values, factor=1):
-    """Median [lower quartile, upper quartile]."""
-    low, middle, high = (f"{factor * value:.3g}" for value in statistics.quantiles(values, n=4))
-    return f"{middle} [{low}, {high}]"
-
-
-def show(title, rows, headers):
-    print("", title, tabulate(list(rows), headers, tablefmt="github", disable_numparse=True), sep="\n", flush=True)
 
 
 def main(turns=5):

@@ -358,7 +358,7 @@ def _grouped(spec, data):
 def noisy_labels(spec, data):
     """The training labels, each drawn anew with probability `spec.label_noise`, evenly from all K classes.
 
-    So a share η (K − 1)/K of them is wrong, and the expected target is that of smoothing with α = η.
+    At noise ρ a share ρ (K − 1)/K of them is wrong, and the expected target is that of smoothing with α = ρ.
     """
     labels = data.train.labels
     generator = torch.Generator().manual_seed(spec.seed)
