@@ -502,7 +502,8 @@ def fit_together(models, splits, loss, *, epochs, batch_size, learning_rate, mom
     _check_schedule(splits[0], epochs, batch_size, learning_rate, "constant", ())
     inputs, labels = (torch.stack(tensors) for tensors in zip(*splits, strict=True))
     weights, buffers = torch.func.stack_module_state(models)
-    optimizer = torch.optim.SGD(weights.values(), learning_rate, momentum, nesterov=nesterov and momentum > 0, foreach=True)
+    nesterov = nesterov and momentum > 0
+    optimizer = torch.optim.SGD(weights.values(), learning_rate, momentum, nesterov=nesterov, foreach=True)
     forward = torch.func.vmap(lambda w, b, x: torch.func.functional_call(models[0], (w, b), (x,)).logits)
     network, examples = torch.arange(len(models))[:, None], inputs.shape[1]
     orders = zip(*(_orders(examples, seed, 0, epochs) for seed in seeds), strict=True)
