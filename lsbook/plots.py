@@ -455,7 +455,9 @@ def draw_beam_tree(ax, steps, names):
 
 
 def table_of_rows(names, rows, digits=3):
-    """A `Table` from the names of its columns and its rows."""
+    """A `Table` from the names of its columns and its rows. Raises ValueError for a name that comes twice."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"names of columns must differ, got {list(names)}")
     return table(dict(zip(names, zip(*rows, strict=True), strict=True)), digits)
 
 

@@ -550,6 +550,25 @@ def test_students_side_by_side_are_the_same_as_one_by_one(imitation):
             torch.testing.assert_close(mine, its, rtol=0, atol=1e-11)
 
 
+def test_groups_side_by_side_are_the_same_as_one_by_one():
+    hard, smoothed = (experiments.variants(replace(SMALL, alpha=alpha), seed=(1, 2)) for alpha in (0.0, 0.1))
+    teachers = experiments.fit_seeds(hard)
+    students = [replace(SMALL, seed=t.seed, teacher=t, restart=1, beta=0.7, temperature=2.0) for t in hard]
+    groups, known = [smoothed[:1], students, smoothed], [(), teachers, ()]
+    for group, its_teachers, networks in zip(groups, known, experiments.fit_groups(groups, known), strict=True):
+        for mine, its in zip(networks, experiments.fit_seeds(group, its_teachers), strict=True):
+            for one, other in zip(mine.parameters(), its.parameters(), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("other", [{"hidden": (8,)}, {"epochs": 1}, {"train_examples": 60}])
+def test_groups_side_by_side_must_share_network_examples_and_schedule(other):
+    with pytest.raises(ValueError, match="must share network, examples and schedule, got 2 kinds in 2"):
+        experiments.fit_groups([[SMALL], [replace(SMALL, **other)]])
+    with pytest.raises(ValueError, match="got 0 kinds in 0"):
+        experiments.fit_groups([])
+
+
 @pytest.mark.parametrize(
     "other", [{"alpha": 0.2, "seed": 1}, {"hidden": (8,), "seed": 1}, {"learning_rate": 0.2, "seed": 1}]
 )

@@ -509,3 +509,8 @@ def test_a_cell_that_looks_like_html_is_shown_as_it_stands():
     table = plots.table({"token": ["</s>", "<pad>", "a < b"]})
     assert "\\</s>" in table._repr_markdown_() and "\\<pad>" in table._repr_markdown_()
     assert "a < b" in table._repr_markdown_() and "</s>" in repr(table) and "\\" not in repr(table)
+
+
+def test_columns_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="names of columns must differ, got"):
+        plots.table_of_rows(("a", "b", "a"), [(1, 2, 3)])
