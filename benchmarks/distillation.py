@@ -1,7 +1,8 @@
 """Time of sweeps of students: the book's ways against an online teacher, which answers every student's batch anew.
 
 Digits: a cell of the grid in the chapter, ten seeds, each with its own teacher and student. `experiments.fit_spec` asks
-each teacher once for all examples; `experiments.fit_seeds` also trains the ten students side by side.
+each teacher once for all examples; `experiments.fit_seeds` also trains the ten students side by side, and
+`experiments.fit_groups` those of the grid's four settings.
 
 Images: ResNet-56 teaches AlexNets at different temperatures, on images of CIFAR's shape, shifted and mirrored. The
 teacher's weights are its initial ones: the time does not depend on them. A `teachers.Teacher` answers the first
@@ -114,6 +115,23 @@ def digits():
     }
 
 
+def settings():
+    """Students of ten teachers at the four settings of the chapter's grid: one after the other, and all at once."""
+    own = [replace(DIGITS, seed=seed) for seed in SEEDS]
+    models = experiments.fit_seeds(own)
+    lessons = [{"temperature": T, "beta": beta, "restart": 1} for T in (1.0, 4.0) for beta in (0.5, 1.0)]
+    groups = [[taught_by(DIGITS, spec, **lesson) for spec in own] for lesson in lessons]
+
+    def all_at_once():
+        networks = experiments.fit_groups(groups, [models] * len(groups))
+        return [weights_of(network) for group in networks for network in group]
+
+    return {
+        "one by one": lambda: [weights for specs in groups for weights in side_by_side(specs, models)],
+        "all at once": all_at_once,
+    }
+
+
 def images(students, steps, batch):
     """The sides on images."""
     own = replace(TEACHER, train_examples=steps * batch, batch_size=batch)
@@ -136,6 +154,7 @@ def main():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the chapter
     compare(f"Digits, {len(SEEDS)} students of {len(SEEDS)} teachers, one thread", digits(), options.turns)
+    compare(f"Digits, {len(SEEDS)} students at four settings, one thread", settings(), options.turns)
     torch.set_num_threads(threads)
     what = f"{options.students} AlexNets of one ResNet-56, {options.steps} steps of {options.batch} images"
     sides = images(options.students, options.steps, options.batch)

@@ -618,6 +618,7 @@ def fit_spec(spec, data, device="cpu", checkpoint=None, folder=None):
 
 # What `fit_seeds` passes on. All else that `fit_spec` can do must be left at its default.
 _PLAIN_FIELDS = ("epochs", "batch_size", "learning_rate", "momentum", "nesterov")
+# With these, what the groups of `fit_groups` must have in common.
 _SHARED_FIELDS = ("network", "hidden", "dataset", "train_examples")
 _REFUSED = ("shift", "flip", "dropout", "weight_decay", "schedule", "clip_norm", "head_factor")
 
@@ -649,9 +650,7 @@ def fit_groups(groups, teachers=None):
     for specs, known in zip(groups, teachers, strict=True):
         _check_seeds(specs, known)
     specs = [spec for group in groups for spec in group]
-    shared = {
-        (s.network, s.hidden, s.dataset, s.train_examples, *(getattr(s, f) for f in _PLAIN_FIELDS)) for s in specs
-    }
+    shared = {tuple(getattr(spec, name) for name in (*_SHARED_FIELDS, *_PLAIN_FIELDS)) for spec in specs}
     if len(shared) != 1:
         raise ValueError(f"groups must share network, examples and schedule, got {len(shared)} kinds in {len(groups)}")
     data = [data_of(spec) for spec in specs]
