@@ -1,8 +1,11 @@
-"""Training throughput: a conventional loop against `training.fit` as `experiments` sets it up, on two threads.
+"""Training throughput: a conventional loop against `training.fit` as `experiments` sets it up, on two cores.
 
 The conventional loop: DataLoader, one image after the other (see images.py), float32, images and weights channel by
 channel, PyTorch's own LocalResponseNorm in AlexNet, torch.optim.SGD. Both sides train the same network from the same
-initial weights, with crops and flips; they take turns within one run, and the ratio is taken turn by turn.
+initial weights, with crops and flips; they take turns within one run, and the ratio is taken turn by turn. Either
+side trains one network with two threads, or two networks at once with one each, as `lsbook run laptop --jobs 2` does.
+
+Last it says how fast a loop would be that did nothing but convolve, as far as PyTorch's kernels go.
 
 Usage: python benchmarks/training.py [--turns N] [--images N] [--accuracy] [--gpu]
 --accuracy trains both sides on 5,000 images of CIFAR-10 (LSBOOK_DATA) for 5 epochs, 3 seeds, and compares accuracies
@@ -10,15 +13,18 @@ Usage: python benchmarks/training.py [--turns N] [--images N] [--accuracy] [--gp
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -93,21 +99,54 @@ def images_per_second(fit, spec, data):
     return spec.train_examples // spec.batch_size * spec.batch_size / (time.perf_counter() - started)
 
 
+def fit_in_worker(fit, spec):
+    """What one of two processes does."""
+    with training.threads(1):
+        fit(spec, made_data(spec.train_examples))
+
+
+def images_per_second_of_two(fit, spec, data):
+    """Of both together, each in a process of its own; joblib keeps the processes from turn to turn."""
+    started = time.perf_counter()
+    joblib.Parallel(2)(joblib.delayed(fit_in_worker)(fit, spec) for _ in range(2))
+    return 2 * (spec.train_examples // spec.batch_size * spec.batch_size) / (time.perf_counter() - started)
+
+
+def convolutions_per_second(fit, spec, data):
+    """Images a second if all but the convolutions of `fit`, forward and backward, took no time."""
+    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler would print lines of its own between the rows
+    with profile() as measured:
+        fit(spec, data)
+    names = ("aten::mkldnn_convolution", "aten::convolution_backward")
+    microseconds = sum(row.self_cpu_time_total for row in measured.key_averages() if row.key in names)
+    return spec.train_examples // spec.batch_size * spec.batch_size / (microseconds / 1e6)
+
+
 def summary(values):
     """Median [lower quartile, upper quartile]."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.4g} [{low:.4g}, {high:.4g}]"
 
 
+WAYS = {
+    "conventional": (images_per_second, conventional_fit),
+    "conventional, two at once": (images_per_second_of_two, conventional_fit),
+    "lsbook": (images_per_second, our_fit),
+    "lsbook, two at once": (images_per_second_of_two, our_fit),
+    "lsbook's convolutions alone": (convolutions_per_second, our_fit),
+}
+
+
 def throughput(turns, count):
-    """Print images a second of both sides, full steps."""
+    """Print images a second in full steps, and how many times the conventional loop's that is."""
     rows, data = [], made_data(count)
     for name, spec in SPECS.items():
         spec = replace(spec, train_examples=count)
-        sides = [[images_per_second(fit, spec, data) for fit in (conventional_fit, our_fit)] for _ in range(turns + 1)]
-        usual, ours = zip(*sides[1:], strict=True)  # the first turn is not counted
-        rows.append([name, summary(usual), summary(ours), summary([b / a for a, b in zip(usual, ours, strict=True)])])
-    headers = ["network", "conventional (images/s)", "lsbook (images/s)", "ratio"]
+        measured = [{way: speed(fit, spec, data) for way, (speed, fit) in WAYS.items()} for _ in range(turns + 1)]
+        for way in WAYS:  # the first turn is not counted
+            ratios = [turn[way] / turn["conventional"] for turn in measured[1:]]
+            rows.append([name, way, summary([turn[way] for turn in measured[1:]]), summary(ratios)])
+    headers = ["network", "way", "images/s", "times conventional"]
     print(f"{count} images a turn, precision {training.best_precision('cpu')}, {turns} turns; median [quartiles]")
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
 

@@ -129,9 +129,17 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x):
         y = self.norm2(self.conv2(F.relu_(self.norm1(self.conv1(x)))))
-        if self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
-        return F.relu_(y + x)
+        if self.extra:  # in channels-last order: else the gradient comes back in the other, and mixing them is slow
+            x = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]
+            x = F.pad(x, (self.extra, self.extra)).permute(0, 3, 1, 2)
+        return F.relu_(y.add_(x))
+
+
+class GlobalMean(nn.Module):
+    """The mean of each channel: (N, C, H, W) → (N, C); its gradient lies in channels-last order too."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 class ResNet(_Network):
@@ -144,8 +152,7 @@ class ResNet(_Network):
         widths = [16] * (check_int(blocks, "blocks", 1) + 1) + [32] * blocks + [64] * blocks
         stem = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
         stages = [ResidualBlock(a, b) for a, b in pairwise(widths)]
-        mean = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        super().__init__(nn.Sequential(*stem, *stages, *mean), nn.Linear(64, num_classes), normalise)
+        super().__init__(nn.Sequential(*stem, *stages, GlobalMean()), nn.Linear(64, num_classes), normalise)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -330,7 +330,7 @@ def norm_batch(x, layer, training):
 
 
 def resnet_by_hand(model, x, training):
-    stem, norm, _, *blocks = model.body[:-2]
+    stem, norm, _, *blocks = model.body[:-1]
     x = F.relu(norm_batch(F.conv2d(x, stem.weight, padding=1), norm, training))
     for i, b in enumerate(blocks):
         first_of_stage = i > 0 and i % (len(blocks) // 3) == 0
