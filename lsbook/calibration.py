@@ -15,11 +15,12 @@ from scipy.optimize import brentq
 from scipy.special import erf, log_softmax
 from scipy.stats import beta
 
-from .checks import as_numpy, check_array, check_choice, check_int, check_number, real_array
+from .checks import as_numpy, check_array, check_choice, check_int, check_number, check_seed, real_array
 from .information import check_distributions
 
 FEW = 1_000  # examples for a first guess of a temperature
 MANY = 2**16  # logits for which float32 finds the temperature as well as float64
+LARGEST_LOGIT = 1e300  # differences of larger ones may be infinite
 DRAWS = 2**20  # of a bootstrap held in memory at once, if one resample has no more
 
 
@@ -29,12 +30,17 @@ def _array(logits):
         raise ValueError(f"logits must have shape (N, K) with N ≥ 1 and K ≥ 2, got {logits.shape}")
     if not np.isfinite(logits).all():
         raise ValueError("logits must be finite, got NaN or infinity")
+    if np.abs(logits).max() > LARGEST_LOGIT:  # their differences must be finite too
+        raise ValueError(f"logits must not exceed {LARGEST_LOGIT:g} in size, got {np.abs(logits).max():g}")
     return logits
 
 
 def _labels(labels, scores, name):
     """labels as an array (N,) of class indices for scores (N, K), which the caller calls `name`."""
-    labels = as_numpy(labels)
+    try:
+        labels = as_numpy(labels)
+    except ValueError as error:  # lists of uneven length
+        raise ValueError("labels must have shape (N,), got lists of uneven length") from error
     if labels.shape != scores.shape[:1]:
         raise ValueError(f"labels must have shape (N,) for {name} (N, K), got {labels.shape} for {scores.shape}")
     if labels.dtype.kind not in "iu":
@@ -272,7 +278,7 @@ def bootstrap_ece(probs, labels, num_bins=15, num_resamples=1000, seed=0, confid
     top, correct = _top(*_probs_and_labels(probs, labels))
     count, tail = check_int(num_resamples, "num_resamples", 1), (1 - check_number(confidence, "confidence", 0, 1)) / 2
     edges = _edges(top, num_bins, "width")
-    bin_of, rng = _bin_of(edges, top), np.random.default_rng(seed)
+    bin_of, rng = _bin_of(edges, top), np.random.default_rng(check_seed(seed))
     residuals = [(correct - top)[bin_of == b] for b in np.unique(bin_of)]
     # How many draws fall into each bin is multinomial; within a bin they are drawn one by one.
     sizes = rng.multinomial(len(top), [len(r) / len(top) for r in residuals], size=count)
@@ -313,7 +319,7 @@ def confidence_noise_floor(confidence, num_bins=15, num_resamples=1000, seed=0, 
     top = check_array(confidence, "confidence", 0, 1)
     if top.ndim != 1 or not len(top):
         raise ValueError(f"confidence must have shape (N,) with N ≥ 1, got {top.shape}")
-    rng, edges = np.random.default_rng(seed), _edges(top, num_bins, strategy)
+    rng, edges = np.random.default_rng(check_seed(seed)), _edges(top, num_bins, strategy)
     order = np.argsort(top)
     top, counts = top[order], np.bincount(_bin_of(edges, top), minlength=len(edges) - 1)
     starts = np.cumsum(counts)[counts > 0] - counts[counts > 0]
@@ -373,6 +379,10 @@ def _best(below, right):
     largest = -float(below.min())
     if largest == 0:
         return 1.0, "all logits of an example are equal"
+    if not 1e-100 < largest < 1e100:  # squares would overflow or vanish: count in another unit
+        unit = 2.0 ** np.frexp(largest)[1]
+        inverse, problem = _best(below / unit, right / unit)
+        return inverse / unit, problem
     low = min(1e-6 / largest, 1.0)
     if not right.any():
         problem = "every label has the largest logit: the NLL falls for ever as T → 0"

@@ -90,9 +90,9 @@ def real_array(values, name):
     try:
         array = as_numpy(values)
     except ValueError as error:  # lists of uneven length
-        raise ValueError(f"{name} must be a real number or an array of them, got {values!r}") from error
+        raise ValueError(f"{name} must be a real number or an array of them, got {values!r:.200}") from error
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be a real number or an array of them, got {values!r}")
+        raise TypeError(f"{name} must be a real number or an array of them, got {values!r:.200}")
     return array.astype(np.float64, copy=False)
 
 

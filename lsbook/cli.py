@@ -42,8 +42,13 @@ def _add_run(commands):
 
 
 def _add_choice(parser):
+    where = "where the runs are stored (default: data/runs of the book; for `run smoke` a new temporary folder)"
     parser.add_argument("--only", metavar="GLOB", help="only runs whose name fits, such as '*alexnet*seed0*' or seed0")
-    parser.add_argument("--folder", type=Path, help="where the runs are stored (default: data/runs of the book)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help=where,
+    )
 
 
 def _add_list_and_show(commands):
@@ -151,7 +156,8 @@ def _folder(args, specs):
     from . import runs
 
     if args.folder is None and all(spec.preset == "smoke" for spec in specs):
-        return Path(tempfile.mkdtemp(prefix="lsbook-smoke-"))
+        name = "lsbook-smoke-"
+        return Path(tempfile.gettempdir(), f"{name}…") if args.dry_run else Path(tempfile.mkdtemp(prefix=name))
     return args.folder or runs.folder()
 
 
@@ -201,6 +207,7 @@ def _train_together(specs, folder, device, say):
 
 def _run(args):
     from . import presets, sweeps, translation
+    from .checks import check_int
 
     specs = {spec.name: spec for spec in presets.find(args.what)}
     specs = [specs[name] for name in _chosen(specs, args.only)]
@@ -208,6 +215,9 @@ def _run(args):
     together, say = number > 1, _say_nothing if rank else print
     if together:
         _check_together(args, specs)
+    check_int(args.jobs, "--jobs", 1)
+    if not (args.scheduler or args.dry_run):  # a cluster's workers have devices and data of their own
+        _check_device(args.device)
     folder = _folder(args, specs)
     todo = sweeps.missing(specs, folder)
     say(f"{len(specs)} runs: {len(specs) - len(todo)} stored in {folder}, {len(todo)} to train")
@@ -215,8 +225,7 @@ def _run(args):
         for spec in specs:
             say("train " if spec in todo else "stored", spec.name)
         return 0
-    if not args.scheduler:  # a cluster's workers have devices and data of their own
-        _check_device(args.device)
+    if not args.scheduler:
         _fetch_for(todo)
     if together:
         return _train_together(specs, folder, args.device, say)
@@ -265,6 +274,8 @@ def _list(args):
             rows.append(_row(runs.read_entry(paths[name])))
         except runs.DamagedRunError as error:
             damaged.append(f"damaged: {error}")
+        except (TypeError, ValueError, AttributeError) as error:  # numbers that are none
+            damaged.append(f"damaged: {paths[name]} ({error})")
     if rows:
         print(tabulate(rows, headers="keys", disable_numparse=True))
     print(*damaged, sep="\n", end="\n" if damaged else "")
@@ -392,8 +403,16 @@ def main(argv=None):
     130 that Ctrl-C stopped it.
     """
     args = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal or file that has no α gets a question mark, not an error
+            stream.reconfigure(errors="replace")
     try:
-        return _COMMANDS[args.command](args)
+        status = _COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `lsbook list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _complain(f"error: {error}")
         return 2

@@ -88,6 +88,8 @@ def digits(train_examples=150, seed=0, dtype=torch.float64, device="cpu"):
     from sklearn.model_selection import train_test_split
 
     seed = check_int(seed, "seed", 0)
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type of torch, for pixels in [0, 1], got {dtype}")
     if not 10 <= check_int(train_examples, "train_examples") <= 1787:
         raise ValueError(f"train_examples must lie in [10, 1787] for digits, got {train_examples}")
     pixels, labels = _all_digits()
@@ -292,8 +294,10 @@ def _read_npz(path, source):
             arrays = {key: stored[key] for key in _ARRAYS}
     except KeyError as error:
         raise DamagedDataError(f"{path} must hold the arrays {', '.join(_ARRAYS)}: {error.args[0]}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise DamagedDataError(f"{path} cannot be read: {error}") from error
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
+        raise DamagedDataError(f"{path} cannot be read: {error}") from error  # OSError: an offset before the start
     for key, array in arrays.items():
         split, part = key.split("_")
         shape = (source["examples"][split], *(source["shape"] if part == "images" else ()))

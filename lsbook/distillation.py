@@ -148,6 +148,8 @@ def distillation_loss(
     beta, temperature = check_number(beta, "beta", 0, 1), check_positive(temperature, "temperature")
     own = temperature if student_temperature is None else check_positive(student_temperature, "student_temperature")
     student, teacher = _student_and_teacher(student_logits, teacher_logits, validate)
+    if own > torch.finfo(student.dtype).max ** 0.5:
+        raise ValueError(f"the student's temperature is squared, which must be finite in {student.dtype}, got {own:g}")
     labels = _labels_of(student, labels, validate)
     # A weight of 0 leaves its term out, not in as 0 · ∞: what is not asked for cannot spoil value or gradient.
     hard, soft, classes = 0.0, 0.0, student.shape[-1]

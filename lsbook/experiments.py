@@ -145,8 +145,15 @@ def _checked_names(spec):
         "schedule": check_choice(spec.schedule, "schedule", training.SCHEDULES),
         "keep": check_choice(spec.keep, "keep", KEPT),
         "imitation": check_choice(spec.imitation, "imitation", IMITATIONS),
-        "decay_only": tuple(str(name) for name in spec.decay_only),
+        "decay_only": tuple(str(name) for name in _several(spec.decay_only, "decay_only")),
     }
+
+
+def _several(values, name):
+    """`values` if they are several; one number or a string, which a comma would mend, is none of that."""
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple, such as ({values!r},), got {values!r}")
+    return values
 
 
 def _checked_numbers(spec):
@@ -163,7 +170,7 @@ def _checked_numbers(spec):
         **{name: check_number(getattr(spec, name), name, 0, largest) + 0.0 for name in not_negative},
         **{name: check_positive(getattr(spec, name), name) for name in positive},
         "seed": check_seed(spec.seed),
-        "hidden": tuple(check_int(width, "hidden", 1) for width in spec.hidden),
+        "hidden": tuple(check_int(width, "hidden", 1) for width in _several(spec.hidden, "hidden")),
         "classes": _checked_classes(spec.classes),
         "groups": tuple(check_int(group, "groups", 0) for group in spec.groups),
         "draw_classes": _checked_classes(spec.draw_classes, "draw_classes", 2),
@@ -509,13 +516,18 @@ def shown_examples(labels, classes, width):
     return _first_of(labels, classes, min(SHOWN_EXAMPLES, SHOWN_NUMBERS // (len(classes) * width)))
 
 
+def _half(values):
+    """`values` in float16, which halves what a run takes; in float32 if one is too large for that."""
+    return values.half() if values.abs().max() <= torch.finfo(torch.float16).max else values.float()
+
+
 def _small_arrays(model, data):
     """What is kept of a run on images: the held-out logits and labels, those of the first training examples, and the
     templates; floating point as float16 except the templates."""
     arrays = {"head_weight": model.head.weight.float(), "head_bias": model.head.bias.float()}
     for name, split, count in (("train", data.train, KEPT_TRAIN_EXAMPLES), ("test", data.test, None)):
         arrays |= {
-            f"{name}_logits": training.predict(model, split.inputs[:count]).logits.half(),
+            f"{name}_logits": _half(training.predict(model, split.inputs[:count]).logits),
             f"{name}_labels": split.labels[:count].to(torch.uint8),
         }
     return arrays
@@ -534,7 +546,7 @@ def _feature_arrays(prefix, model, splits):
     arrays = {}
     for name, split in splits.items():
         features = training.predict(model, split.inputs).features
-        arrays[f"{prefix}_{name}_features"] = features if features.dtype == torch.float64 else features.half()
+        arrays[f"{prefix}_{name}_features"] = features if features.dtype == torch.float64 else _half(features)
         arrays[f"{prefix}_{name}_labels"] = split.labels.to(torch.uint8)
     return arrays
 
@@ -545,7 +557,7 @@ def _kept_arrays(spec, model, data, outside, device):
     if spec.keep != "logits":
         arrays = _fewer_arrays(spec, model, data, arrays)
     elif outside is not None:
-        arrays |= {"outside_logits": training.predict(model, outside).logits.half()}
+        arrays |= {"outside_logits": _half(training.predict(model, outside).logits)}
     elif spec.classes:
         probed = probe_data(spec, device)
         arrays |= _feature_arrays("probe", model, {"train": probed.train, "test": probed.test})
@@ -562,7 +574,7 @@ def _fewer_arrays(spec, model, data, arrays):
     few |= {name: arrays[name][:VIEWED_TEST_EXAMPLES] for name in ("test_logits", "test_labels")}
     if augment := augmentation(spec):
         seen = augment(data.train.inputs[:KEPT_TRAIN_EXAMPLES], torch.Generator().manual_seed(0))
-        few["view_logits"] = training.predict(model, seen).logits.half()
+        few["view_logits"] = _half(training.predict(model, seen).logits)
     return few
 
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .checks import check_choice, check_int, check_number, check_positive, real_array
+from .checks import check_choice, check_int, check_number, check_positive, check_seed, real_array
 
 # By name, so that torch's dtypes are known without torch: (spacing at 1, spacing near 0).
 SPACINGS = {"float16": (2.0**-10, 2.0**-24), "bfloat16": (2.0**-7, 2.0**-133), "float32": (2.0**-23, 2.0**-149)}
@@ -231,8 +231,9 @@ def information_interval(draws, estimator="corrected", confidence=0.95, resample
     Raises TypeError or ValueError as `mutual_information`, and for other settings. Source: Efron and Tibshirani (1993).
     """
     value = mutual_information(draws, estimator)
-    check_number(confidence, "confidence", 0, 1)
-    draws, rng = _check_draws(draws), np.random.default_rng(seed)
+    if check_number(confidence, "confidence", 0, 1) == 1:
+        raise ValueError("confidence must be less than 1, got 1: the interval would have no end")
+    draws, rng = _check_draws(draws), np.random.default_rng(check_seed(seed))
     found = []
     for _ in range(check_int(resamples, "resamples", 2)):
         counts = np.bincount(rng.integers(0, len(draws), len(draws)), minlength=len(draws))

@@ -529,6 +529,8 @@ def _read_spec(path):
     """The spec in a JSON file; the file of a stored run will do, too."""
     try:
         values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object with the fields of a spec, got {values!r:.80}")
         return spec_of(values.get("spec", values))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must hold a spec as JSON, as `lsbook show RUN` prints it: {error}") from error

@@ -154,7 +154,7 @@ def _opened(path):
 def _tensor(file, name, kind):
     try:
         return file.get_tensor(name)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:  # bfloat16 and the float8 kinds, which numpy does not know
         given = file.get_slice(name).get_dtype()
         raise ValueError(f"{name} must be {kind} that numpy knows, got {given}: save it as float32") from error
 

@@ -238,6 +238,13 @@ def paths(folder):
     return sorted(path for path in Path(folder).glob("*.json") if not path.name.startswith("."))
 
 
+def _row(row):
+    """`row` of a history, if it is one."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a row of its history is {row!r:.80}")
+    return row
+
+
 def read_entry(path):
     """The `Entry` of one JSON file, its arrays only looked for, not read.
 
@@ -246,7 +253,7 @@ def read_entry(path):
     path = Path(path)
     try:
         record = json.loads(path.read_bytes())
-        parts = (dict(record["spec"]), list(record["history"]), dict(record["provenance"]))
+        parts = (dict(record["spec"]), [_row(row) for row in record["history"]], dict(record["provenance"]))
         name = run_name(record["spec"])
         path.with_suffix(ARRAYS).stat()
         entry = Entry(path.stem, *parts, path, record["arrays_sha256"])

@@ -116,6 +116,8 @@ def _class_weight(weight, logits, labels, ignored, reduction, validate):
     """Class weights on the device and in the dtype of `logits`, after the checks."""
     check_weight(weight, logits.shape[-1], validate)
     weight = weight.to(logits)
+    if validate:
+        check_finite(weight, "weight, in the precision of logits,")
     if validate and reduction == "mean" and not weight[labels[labels != ignored]].any():
         raise ValueError(
             "weight must be positive for at least one label of the batch with reduction 'mean', which divides by "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from . import files, images
-from .checks import check_choice, check_int, check_positive
+from .checks import check_choice, check_int, check_number, check_positive, check_seed
 
 
 class Batch(NamedTuple):
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def default_device():
-    """The device that LSBOOK_DEVICE names ("cpu", "cuda", "cuda:1"); without it the GPU if there is one, else the CPU.
+    """The device that LSBOOK_DEVICE names ("cpu", "cuda", "cuda:1"); without it a CUDA GPU if there is one, or the CPU.
 
     Raises ValueError if that device is unknown or not available here.
     """
@@ -40,8 +40,13 @@ def default_device():
 
 
 def check_device(device, name="device"):
-    """Return `device` ("cpu", "cuda", "cuda:1" …) if it is available here. Raises ValueError if it is not."""
+    """Return `device` ("cpu", "cuda", "cuda:1" …) if it is available here. Raises ValueError if it is not.
+
+    Apple's "mps" and others are refused: they have no float64, in which half of the book's networks train.
+    """
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA GPU")
         torch.zeros(1, device=device).cpu()  # the way back fails on "meta", which holds no values
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
@@ -187,6 +192,15 @@ def _check_schedule(split, epochs, batch_size, learning_rate, schedule, mileston
     check_int(batch_size, "batch_size", 1)
     check_positive(learning_rate, "learning_rate")
     check_milestones(schedule, milestones)
+
+
+def _check_steps(momentum, weight_decay, head_factor, clip_norm, seed):
+    """Raise unless these make steps that go downhill."""
+    check_number(momentum, "momentum", 0, 1)
+    check_number(weight_decay, "weight_decay", 0)
+    check_positive(head_factor, "head_factor")
+    check_number(clip_norm, "clip_norm", 0)
+    check_seed(seed)
 
 
 def check_milestones(schedule, milestones):
@@ -373,7 +387,19 @@ def _begin(checkpoint, stepper, record, plan):
     """(epochs made, history) of the checkpoint if there is one, else of a fresh start."""
     if checkpoint and os.path.exists(checkpoint):
         return _load_checkpoint(checkpoint, stepper, plan)
-    return 0, [record(0, stepper.model)] if record else []
+    return 0, [_recorded(record, 0, stepper.model, checkpoint)] if record else []
+
+
+def _recorded(record, epoch, model, checkpoint):
+    """What `record` gives of an epoch; where a checkpoint must keep it, as JSON does, so that a resume is no change."""
+    row = record(epoch, model)
+    if not checkpoint:
+        return row
+    try:
+        return json.loads(json.dumps(row))
+    except (TypeError, ValueError) as error:
+        given = f"in epoch {epoch} it gave {row!r:.200}"
+        raise TypeError(f"record must return what JSON can hold, for the checkpoint ({error}): {given}") from error
 
 
 def _take(inputs, index):
@@ -448,23 +474,30 @@ def fit(
     record : function (epoch, model) → dict or None, called before training (epoch 0) and after each epoch;
         the dicts make the history
     checkpoint : path; the state goes there at the end of an epoch if the last time is `checkpoint_seconds` ago, and
-        a run that finds its checkpoint goes on from it, to the same bits on the same machine
+        a run that finds its checkpoint goes on from it, to the same bits on the same machine. It knows its own by all
+        numbers above, but cannot tell one loss, or other initial weights, from another: give each its own path.
 
     Raises
     ------
     TypeError, ValueError : empty data, inputs and labels of different length, epochs < 0, batch_size < 1, a learning
-        rate that is not positive and finite, milestones that do not suit the schedule, an unknown name in decay_only.
+        rate that is not positive and finite, milestones that do not suit the schedule, an unknown name in decay_only,
+        a negative weight_decay or clip_norm, momentum outside [0, 1], a head_factor that is not positive, a seed that
+        is no whole number in [0, 2³¹); a record that is no JSON, where there is a checkpoint to keep it in.
     FloatingPointError : the loss or the weights are no longer finite (says at which epoch).
     DeviceMemoryError : the GPU's memory is too small (says which batch size to try).
     DamagedCheckpointError : the checkpoint cannot be used.
     """
     _check_schedule(split, epochs, batch_size, learning_rate, schedule, milestones)
+    _check_steps(momentum, weight_decay, head_factor, clip_norm, seed)
     device = next(model.parameters()).device
     groups = _groups(model, decay_only, weight_decay, head_factor, learning_rate)
     sgd = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov and momentum > 0)
     stepper = _Stepper(model, loss, sgd, device, precision, clip_norm)
     plan = {"examples": len(split.inputs), "epochs": epochs, "batch_size": batch_size, "seed": seed}
     plan |= {"learning_rate": learning_rate, "schedule": schedule, "precision": precision}
+    plan |= {"milestones": list(milestones), "momentum": momentum, "nesterov": nesterov, "augment": bool(augment)}
+    plan |= {"weight_decay": weight_decay, "decay_only": sorted(decay_only)}
+    plan |= {"head_factor": head_factor, "clip_norm": clip_norm}
     steps = max(1, len(split.inputs) // batch_size)
 
     def passes(start):
@@ -551,7 +584,7 @@ def _train_epochs(stepper, passes, plan, seed, record, label, keep):
             with _random_state(_epoch_seed(seed, epoch), stepper.device):
                 value = train_it()
             _check_health(value, model, epoch, plan["learning_rate"])
-            history += [record(epoch, model)] if record else []
+            history += [_recorded(record, epoch, model, path)] if record else []
             due = epoch < plan["epochs"] and time.monotonic() - written >= keep.seconds
             if path and keep.writes and due:
                 written = time.monotonic()
@@ -581,7 +614,8 @@ def fit_batches(model, batches, loss, factor, *, epochs, learning_rate, seed, pl
     adam = torch.optim.Adam(model.parameters(), check_positive(learning_rate, "learning_rate"), betas, eps=1e-9)
     step = {name: options.pop(name, None) for name in ("precision", "clip_norm", "forward")}
     stepper = _Stepper(model, loss, adam, next(model.parameters()).device, **step)
-    plan = plan | {"epochs": epochs, "learning_rate": learning_rate}
+    plan = plan | {"epochs": epochs, "learning_rate": learning_rate, "betas": list(betas)}
+    plan |= {"clip_norm": step["clip_norm"]}
 
     def passes(start):
         for epoch in range(start + 1, epochs + 1):
@@ -604,9 +638,10 @@ def predict(model, inputs, batch_size=1000, precision=None):
 
     precision : that the layers compute in, see `autocast`; None is the weights' own
 
-    Where the GPU's memory is too small, it goes on with half the batch. Raises ValueError if there is no input,
-    DeviceMemoryError if not even one example fits.
+    Where the GPU's memory is too small, it goes on with half the batch. Raises ValueError if there is no input or
+    batch_size < 1, DeviceMemoryError if not even one example fits.
     """
+    check_int(batch_size, "batch_size", 1)
     if len(inputs) == 0:
         raise ValueError("inputs must hold at least one example, got none")
     was_training = model.training

@@ -237,8 +237,12 @@ def prepare(spec, data=None):
 
 
 def processes():
-    """(rank, number) of the processes that train together: (0, 1) unless `torchrun` has started this one."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(rank, number) of the processes that train together: (0, 1) unless `torchrun` has started this one.
+
+    It sets both variables. WORLD_SIZE alone is some cluster's, and says nothing of this program.
+    """
+    rank, number = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return (int(rank), int(number)) if rank and number else (0, 1)
 
 
 @contextmanager

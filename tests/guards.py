@@ -1,5 +1,6 @@
 """The rules for committed chapters. Each guard takes a notebook (or several) and returns a list of problems."""
 
+import ast
 import base64
 import copy
 import re
@@ -154,6 +155,17 @@ def figures_have_tables(notebook):
     ]
 
 
+def tables_are_shown(notebook):
+    """A notebook shows the value of a cell's last line only: a table made further up is lost without a word."""
+    problems = []
+    for cell in code_cells(notebook):
+        for statement in ast.parse(cell.source).body[:-1]:
+            made = ast.unparse(statement.value) if isinstance(statement, ast.Expr) else ""
+            if made.startswith(("plots.table(", "plots.table_of_rows(")):
+                problems.append(f"{place(cell)}: a table that is not the last line is not shown")
+    return problems
+
+
 def no_semicolons(notebook):
     """A closing semicolon hides a value only in a kernel that keeps a history, and nbval's keeps none."""
     return [
@@ -187,6 +199,7 @@ GUARDS = (
     figure_metadata,
     cell_lengths,
     figures_have_tables,
+    tables_are_shown,
     no_semicolons,
     no_todo,
     normalised,

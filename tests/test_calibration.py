@@ -912,3 +912,33 @@ def test_of_many_logits_float32_finds_the_temperature(case, monkeypatch):
     assert fit.temperature == pytest.approx(exact.temperature, rel=1e-6)
     assert fit.nll_after == pytest.approx(exact.nll_after, rel=1e-12, abs=1e-15)
     assert fit.nll_after <= fit.nll_before
+
+
+# --- what lies far out
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-100, 1e100, 1e150, 1e299])
+def test_temperature_of_logits_of_any_size(scale):
+    """Regression: squares overflowed or vanished; T / scale came out as 4e-120 and NaN."""
+    generator = np.random.default_rng(0)
+    logits, labels = generator.standard_normal((200, 5)), generator.integers(0, 5, 200)
+    logits[np.arange(200), labels] += 1
+    expected, found = (calibration.temperature_fit(z, labels) for z in (logits, scale * logits))
+    np.testing.assert_allclose(found.temperature / scale, expected.temperature, rtol=1e-6)
+    assert found.problem == expected.problem == ""
+    np.testing.assert_allclose(found.nll_after, expected.nll_after, rtol=1e-9)
+
+
+def test_logits_whose_differences_would_be_infinite():
+    with pytest.raises(ValueError, match=r"logits must not exceed 1e\+300 in size, got 1e\+308"):
+        calibration.fit_temperature(np.array([[1e308, -1e308]]), [0])
+
+
+def test_ragged_labels_and_wrong_seeds():
+    with pytest.raises(ValueError, match="labels must have shape .* got lists of uneven length"):
+        calibration.accuracy(np.zeros((2, 3)), [[0], [1, 2]])
+    probs = np.full((4, 2), 0.5)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        calibration.bootstrap_ece(probs, [0, 1, 0, 1], seed=-1)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        calibration.noise_floor(probs, seed=-1)

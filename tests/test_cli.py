@@ -267,11 +267,47 @@ def test_run_errors(folder, spec_file, capsys, monkeypatch):
     )
     for device in ("nonsense", "cuda:99", "meta"):
         result = run(capsys, "run", spec_file, "--folder", folder, "--device", device)
-        stopped_early(result, "--device", repr(device), "such as cpu")
-    stopped_early(run(capsys, "run", spec_file, "--folder", folder, "--jobs", 0), "jobs must be at least 1, got 0")
+        one_line_error(result, "--device", repr(device), "such as cpu")
+    one_line_error(run(capsys, "run", spec_file, "--folder", folder, "--jobs", 0), "--jobs must be at least 1, got 0")
     monkeypatch.setenv("LSBOOK_DEVICE", "cuda:99")
-    stopped_early(run(capsys, "run", spec_file, "--folder", folder), "LSBOOK_DEVICE", "'cuda:99'")
+    one_line_error(run(capsys, "run", spec_file, "--folder", folder), "LSBOOK_DEVICE", "'cuda:99'")
     assert not folder.exists()
+
+
+def test_what_trains_nothing_makes_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    assert run(capsys, "run", "smoke", "--dry-run")[0] == 0
+    one_line_error(run(capsys, "run", "smoke", "--jobs", 0), "--jobs")
+    one_line_error(run(capsys, "run", "smoke", "--device", "tpu"), "--device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_of_specs_is_no_spec(tmp_path, capsys):
+    (tmp_path / "list.json").write_text("[1, 2]")
+    one_line_error(run(capsys, "run", tmp_path / "list.json"), "list.json", "expected an object", "[1, 2]")
+
+
+@pytest.mark.parametrize("history", ["abc", ["x"], [{"test_accuracy": "x"}]])
+def test_list_goes_on_after_a_damaged_history(folder, capsys, history):
+    store(folder, seed=0)
+    path = folder / f"{store(folder, seed=1).name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"history": history}))
+    status, out, err = run(capsys, "list", "--folder", folder)
+    assert (status, err) == (1, "")
+    assert f"damaged: the stored run {path}" in out or f"damaged: {path}" in out
+    assert "seed0" in out
+
+
+def test_output_that_nobody_reads_and_letters_that_are_not_there(folder):
+    store(folder, seed=0)
+    command = [sys.executable, "-m", "lsbook.cli", "list", "--folder", str(folder)]
+    ascii_only = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (ascii_only.returncode, ascii_only.stderr) == (0, b"")
+    reader, writer = os.pipe()
+    os.close(reader)
+    unread = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (unread.returncode, unread.stderr) == (141, b"")
 
 
 def test_run_with_a_scheduler_that_is_not_there(folder, spec_file, capsys, monkeypatch):

@@ -820,17 +820,20 @@ def test_pickles_are_never_executed(world, tmp_path, case):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("case", ["empty", "text", "cut", "flipped", "no array"])
+@pytest.mark.parametrize("case", ["empty", "text", "cut", "flipped", "offset", "no array"])
 def test_files_that_are_no_npz(world, case):
     path = world.store("cifar10")
     content = path.read_bytes()
     middle = content.index(world.contents["cifar10"]["train"][0].tobytes()) + 5
+    at = content.rindex(b"PK\x05\x06") + 16  # where the list of members starts: seven bytes too far
+    offset = (int.from_bytes(content[at : at + 4], "little") + 7).to_bytes(4, "little")
     path.write_bytes(
         {
             "empty": b"",
             "text": b"hello",
             "cut": content[: len(content) // 2],
             "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "offset": content[:at] + offset + content[at + 4 :],  # regression: an OSError without the file's name
             "no array": content,
         }[case]
     )

@@ -923,3 +923,11 @@ def test_bad_input_to_the_rest(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "temperature"), [(torch.float32, 1e20), (torch.float64, 1e300)])
+def test_a_temperature_whose_square_is_infinite(dtype, temperature):
+    """Regression: an OverflowError, or an infinite loss without a word."""
+    z, labels = torch.zeros(2, 3, dtype=dtype), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="the student's temperature is squared, which must be finite in"):
+        distillation_loss(z, z, labels, 0.5, temperature)

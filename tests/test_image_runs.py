@@ -442,3 +442,16 @@ def test_a_run_on_images_is_small(tmp_path, tiny_runs):
     """Half precision and few features: ResNet-20 on these digits takes less than 100 kB."""
     path = runs.save(tiny_runs["resnet20"], tmp_path)
     assert path.with_suffix(runs.ARRAYS).stat().st_size < 100_000
+
+
+def test_logits_that_float16_cannot_hold_are_kept_in_float32():
+    """Regression: they were stored as infinities."""
+    values = torch.tensor([[1.0, 7e4]])
+    assert torch.equal(experiments._half(values), values)
+    assert experiments._half(values / 2).dtype == torch.float16
+
+
+@pytest.mark.parametrize(("name", "value"), [("hidden", 64), ("decay_only", "head.weight")])
+def test_one_value_where_several_belong(name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be a tuple, such as \({value!r},\), got {value!r}"):
+        replace(experiments.DIGITS_FEW, **{name: value})

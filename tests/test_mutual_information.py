@@ -319,6 +319,8 @@ def test_interval_settings():
         assert math.isfinite(low) and low <= high
     for settings_, error in (
         ({"confidence": 1.5}, ValueError),
+        ({"confidence": 1.0}, ValueError),
+        ({"seed": -1}, ValueError),
         ({"resamples": 1}, ValueError),
         ({"resamples": 2.5}, TypeError),
     ):

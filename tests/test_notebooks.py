@@ -441,6 +441,12 @@ MUTATIONS = {
     ),
     "no table": ("figures_have_tables", drop_table, "no table within 3 code cells of this figure"),
     "table too far": ("figures_have_tables", separate_table, "no table within 3 code cells of this figure"),
+    "table lost": (
+        "tables_are_shown",
+        change(4, source="plots.table({})\nprint(1)"),
+        "a table that is not the last line",
+    ),
+    "rows lost": ("tables_are_shown", change(4, source="plots.table_of_rows(a, b)\nx = 1"), "is not shown"),
     "semicolon": ("no_semicolons", change(3, source="1 + 1;"), "ends with a semicolon"),
     "todo": ("no_todo", change(0, source="# TODO"), "a Markdown cell says TODO"),
     "kernel version": (

@@ -508,6 +508,15 @@ def test_bfloat16(here, capsys):
     fails(capsys, "b.safetensors", says=["b.safetensors: logits", "BF16", "save it as float32"])
 
 
+def test_float8(here, capsys):
+    """Regression: a traceback."""
+    from safetensors.torch import save_file as save_tensors
+
+    logits = torch.ones(3, 2).to(torch.float8_e4m3fn)
+    save_tensors({"logits": logits, "labels": torch.ones(3, dtype=torch.int64)}, "f.safetensors")
+    fails(capsys, "f.safetensors", says=["f.safetensors: logits", "F8_E4M3", "save it as float32"])
+
+
 def test_pickles_are_not_executed(here, capsys):
     class Trap:
         def __reduce__(self):

@@ -346,6 +346,13 @@ def test_weights_that_leave_no_label_matter_only_to_the_mean():
     assert smoothed_cross_entropy(logits, labels, 0.3, weight=weight, validate=False).isnan()
 
 
+def test_weights_too_large_for_the_logits():
+    """Regression: float64 weights were found finite, and became infinite in the logits' float32."""
+    logits, labels = torch.zeros(2, 5), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="weight, in the precision of logits, must be finite, got 5 of 5 entries"):
+        smoothed_cross_entropy(logits, labels, 0.1, weight=torch.full((5,), 1e39, dtype=torch.float64))
+
+
 def test_weights_go_to_the_device_and_dtype_of_the_logits():
     """The meta device stands in for a GPU."""
     logits, labels = torch.empty(2, 3, device="meta"), torch.empty(2, dtype=torch.long, device="meta")

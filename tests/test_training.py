@@ -870,7 +870,11 @@ def test_another_networks_checkpoint(tmp_path, sizes):
 
 @pytest.mark.parametrize(
     "other",
-    [{"epochs": 2}, {"epochs": 9}, {"batch_size": 4}, {"seed": 1}, {"learning_rate": 0.2}, {"schedule": "linear"}],
+    [
+        *({"epochs": 2}, {"epochs": 9}, {"batch_size": 4}, {"seed": 1}, {"learning_rate": 0.2}, {"schedule": "linear"}),
+        *({"momentum": 0.5}, {"nesterov": False}, {"weight_decay": 0.1}, {"decay_only": ("head.weight",)}),
+        *({"head_factor": 0.5}, {"clip_norm": 0.5}, {"augment": views}, {"schedule": "step", "milestones": (0.5,)}),
+    ],
 )
 def test_another_schedules_checkpoint(tmp_path, other):
     """Regression: two epochs with the checkpoint of a fourth one trained nothing, and said nothing."""
@@ -879,6 +883,52 @@ def test_another_schedules_checkpoint(tmp_path, other):
         training.DamagedCheckpointError, match=r"does not belong to this run .*it is of \{.*, not of \{"
     ):
         trained(checkpoint=tmp_path / "c", **other)
+
+
+def test_a_checkpoint_of_other_milestones(tmp_path):
+    """Regression: milestones and the optimizer's settings were not looked at; the run was neither of the two."""
+    saved_checkpoint(tmp_path / "c", epoch=4, schedule="step", milestones=(0.2,))
+    with pytest.raises(training.DamagedCheckpointError, match=r"'milestones': \[0.2\].*'milestones': \[0.9\]"):
+        trained(checkpoint=tmp_path / "c", schedule="step", milestones=(0.9,))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"clip_norm": -1.0}, r"clip_norm must lie in \[0, inf\], got -1.0"),
+        ({"weight_decay": -0.5}, r"weight_decay must lie in \[0, inf\], got -0.5"),
+        ({"head_factor": -1.0}, "head_factor must be positive and finite, got -1.0"),
+        ({"momentum": 1.5}, r"momentum must lie in \[0, 1\], got 1.5"),
+        ({"seed": 2**50}, "seed must be less than"),
+    ],
+)
+def test_settings_that_would_train_uphill(setting, message):
+    with pytest.raises(ValueError, match=message):
+        trained(**setting)
+    with pytest.raises(TypeError, match="seed must be an int, got 1.5"):
+        trained(seed=1.5)
+
+
+def test_a_record_that_a_checkpoint_cannot_keep(tmp_path):
+    """Regression: it was noticed at the first checkpoint, by default after a minute."""
+    with pytest.raises(TypeError, match=r"record must return what JSON can hold.*: in epoch 0 it gave \{'loss': "):
+        trained(checkpoint=tmp_path / "c", record=lambda epoch, model: {"loss": np.float32(1)})
+    trained(record=lambda epoch, model: {"loss": np.float32(1)})  # nothing to keep it in
+    history = training.fit(
+        *(models.build((4, 2), 0), blobs(), hard_loss),
+        **(SCHEDULE | {"checkpoint": tmp_path / "d", "record": lambda epoch, model: {epoch: (3,)}}),
+    )
+    assert history[0] == {"0": [3]}  # the same whether it was resumed or not
+
+
+def test_apples_gpu_is_refused():
+    with pytest.raises(ValueError, match="device must name a device that is available here.*'mps'"):
+        training.check_device("mps")
+
+
+def test_predict_wants_a_batch():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        training.predict(models.build((4, 2), 0), blobs().inputs, batch_size=0)
 
 
 def test_a_checkpoint_of_another_precision(tmp_path):

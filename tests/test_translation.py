@@ -783,6 +783,13 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_number(monkeypatch):
         pytest.fail("there is no such GPU")
 
 
+@pytest.mark.parametrize("number", ["2", ""])
+def test_a_clusters_own_world_size_says_nothing(monkeypatch, number):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", number)
+    assert translation.processes() == (0, 1)
+
+
 def test_one_process_without_torchrun(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
