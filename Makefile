@@ -36,11 +36,11 @@ lint: env  ## ruff, rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-unit: env  ## the tests that need no built pages
-	$(BIN)/python -m pytest -q -m "not html" tests
+unit: env  ## the tests that need no built pages, a module to each core
+	$(BIN)/python -m pytest -q -n auto --dist loadscope -m "not html" tests
 
-nbval: env  ## run every chapter and compare with its committed outputs
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest -q --nbval --nbval-current-env $(NOTEBOOKS),@echo "no notebooks yet")
+nbval: env  ## run every chapter, each on a core, and compare with its committed outputs
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest -q -n auto --dist loadscope --nbval --nbval-current-env $(NOTEBOOKS),@echo "no notebooks yet")
 
 html-tests: env  ## the tests of the built pages (after `make book`)
 	$(BIN)/python -m pytest -q -m html tests
