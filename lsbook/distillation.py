@@ -412,7 +412,8 @@ def subclass_separation(subclass_logits, temperature=1.0, *, validate=True):
     mean_i [ln Σ_j exp(v_i · v_j / τ)] − 1/τ − ln n, with v_i the logits of example i, all its K·S, less their mean and
     at length 1. It is contrastive: but for the constant ln n, −ln of the share that i itself has in the sum. 0 if all
     examples point the same way, its largest value; ln(1 + (n − 1) e^{−1/τ}) − ln n if all are orthogonal. Only the
-    direction of an example's logits counts, not their size, and not what is added to all of them.
+    direction of an example's logits counts, not what is added to all of them, and not their size, as long as their
+    variance is well above 1e-9.
 
     subclass_logits (n, K·S), temperature τ > 0; a scalar tensor, to be added to the loss of `class_logits`.
     Raises TypeError, ValueError: see the module. Source: Müller, Kornblith and Hinton (2020) in the form of the
@@ -425,5 +426,6 @@ def subclass_separation(subclass_logits, temperature=1.0, *, validate=True):
     centred = wide - wide.mean(dim=1, keepdim=True)
     mean_square = centred.square().mean(dim=1, keepdim=True) + SMALLEST_VARIANCE
     units = centred / (mean_square * wide.shape[1]).sqrt()
-    # Less 1/τ inside, where each example meets itself with 1/τ: at small τ nothing large is left to cancel.
-    return ((units @ units.T - 1) / temperature).logsumexp(dim=1).mean() - np.log(len(wide))
+    # 1/τ is taken off inside, as what each example has with itself: at small τ nothing large is left to cancel.
+    products = units @ units.T
+    return ((products - products.diagonal()[:, None]) / temperature).logsumexp(dim=1).mean() - np.log(len(wide))
