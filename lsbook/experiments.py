@@ -151,7 +151,7 @@ def _checked_names(spec):
 
 def _several(values, name):
     """`values` if they are several; one number or a string, which a comma would mend, is none of that."""
-    if not isinstance(values, (tuple, list)):
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} must be a tuple, such as ({values!r},), got {values!r}")
     return values
 
