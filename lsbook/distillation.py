@@ -426,6 +426,5 @@ def subclass_separation(subclass_logits, temperature=1.0, *, validate=True):
     centred = wide - wide.mean(dim=1, keepdim=True)
     mean_square = centred.square().mean(dim=1, keepdim=True) + SMALLEST_VARIANCE
     units = centred / (mean_square * wide.shape[1]).sqrt()
-    # 1/τ is taken off inside, as what each example has with itself: at small τ nothing large is left to cancel.
-    products = units @ units.T
-    return ((products - products.diagonal()[:, None]) / temperature).logsumexp(dim=1).mean() - np.log(len(wide))
+    # Less 1/τ inside, where each example meets itself with 1/τ: at small τ nothing large is left to cancel.
+    return ((units @ units.T - 1) / temperature).logsumexp(dim=1).mean() - np.log(len(wide))
